@@ -1,7 +1,5 @@
 """Django settings of the tests. Fixtures override the location of CLUSTER_LOCKS once their servers are up."""
 
-from __future__ import annotations
-
 import os
 
 SECRET_KEY = "for-tests-only"

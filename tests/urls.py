@@ -1,7 +1,5 @@
 """The URLs of the tests."""
 
-from __future__ import annotations
-
 from django.contrib import admin
 from django.urls import path
 
