@@ -216,7 +216,7 @@ class _Node:
         with (self.home / "alive").open("w") as alive:
             fcntl.flock(alive, fcntl.LOCK_EX)
             try:
-                subprocess.run(command, cwd=self.home, pass_fds=[alive.fileno()], capture_output=True, check=True)  # noqa: S603
+                subprocess.run(command, cwd=self.home, pass_fds=[alive.fileno()], capture_output=True, check=True)
             except (OSError, subprocess.CalledProcessError) as error:
                 output = getattr(error, "stderr", b"").decode(errors="replace")
                 raise EmbeddedError(f"{server} does not start; try another server. {error}\n{output}") from error
@@ -288,13 +288,13 @@ def _start(folder: Path, server: str, primaries: int, replicas: int, cluster: bo
 
 def _form(clients: Sequence[Any], nodes: Sequence[_Node], primaries: int) -> None:
     for index, client in enumerate(clients):
-        # Distinct epochs spare the rounds that settle collisions; if every pair meets, none waits for gossip.
+        # Distinct epochs, possible only before they meet, spare the rounds that settle collisions.
         client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
         if index < primaries:
             first, end = (SLOTS * i // primaries for i in (index, index + 1))
             client.execute_command("CLUSTER ADDSLOTS", *range(first, end))
-        for other in nodes[index + 1 :]:
-            client.execute_command("CLUSTER MEET", HOST, other.port)
+    for client, other in ((clients[i], nodes[j]) for i, j in itertools.combinations(range(len(nodes)), 2)):
+        client.execute_command("CLUSTER MEET", HOST, other.port)  # every pair, so that none waits for gossip
     ids = [client.execute_command("CLUSTER MYID") for client in clients[:primaries]]
     for replica, primary in zip(clients[primaries:], itertools.cycle(ids), strict=False):
         # Refused until the two have met.
@@ -447,13 +447,16 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-_owned: dict[Path, Any] = {}
+_owned: dict[Path, int] = {}
 
 
 def _own(folder: Path) -> None:
     """Share the lock on the owners' file for the rest of this process's life."""
-    _owned[folder] = owners = (folder / "owners").open("a")
+    owners = os.open(folder / "owners", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(owners, fcntl.LOCK_SH)
+    if folder in _owned:
+        os.close(_owned[folder])
+    _owned[folder] = owners
 
 
 def _watch_in_background(folder: Path) -> None:
@@ -461,7 +464,7 @@ def _watch_in_background(folder: Path) -> None:
     shell = ["/bin/sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh"]  # an orphan at once: nobody has to reap it
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     command = [*shell, sys.executable, "-c", program, str(folder)]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True, check=True)  # noqa: S603
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True, check=True)
 
 
 def _watch(directory: str) -> None:
