@@ -280,7 +280,7 @@ def _start(folder: Path, server: str, primaries: int, replicas: int, cluster: bo
         node.launch(server)
     with _clients(password, ports) as clients:
         for client in clients:
-            _wait(partial(_succeeds, redis.ConnectionError, client.ping), nodes, "answer")
+            _wait(partial(_succeeds, redis.RedisError, client.ping), nodes, "answer")
         if cluster:
             _form(clients, nodes, primaries)
     return _save(folder, server, password, ports)
