@@ -1,0 +1,1 @@
+"""All that opens sockets or knows redis-py."""

@@ -1,0 +1,115 @@
+"""asyncio connections: redis-py opens them (TLS, ACL), then the streams and hiredis do the work."""
+
+import asyncio
+import time
+from collections import defaultdict
+from contextlib import suppress
+
+from redis.asyncio.connection import AbstractConnection
+
+from django_cluster_lock.connections.options import ConnectionOptions
+from django_cluster_lock.connections.wire import CHUNK, FAILURES, Inbox, failed, pack, patience, refusal
+from django_cluster_lock.exchange import Action, Answer, NoAnswer, Node, Send, SendAll
+
+
+class AsyncWire:
+    """One open connection to a node, of one event loop."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        reader, writer = connection._reader, connection._writer  # noqa: SLF001 - they have no public names
+        assert reader is not None
+        assert writer is not None
+        self._read, self._write, self._at_eof, self._transport = (
+            reader.read,
+            writer.write,
+            reader.at_eof,
+            writer.transport,
+        )
+        self._inbox = Inbox()
+
+    @classmethod
+    async def open(cls, options: ConnectionOptions, node: Node, within: float) -> "AsyncWire":
+        connection = options.async_connection(node, within)
+        await connection.connect()
+        return cls(connection)
+
+    def is_quiet(self) -> bool:
+        return not (self._at_eof() or self._transport.is_closing())
+
+    async def ask(self, send: Send) -> list[object]:
+        self._write(pack(send.commands))
+        values: list[object] = []
+        while not self._inbox.take(values, len(send.commands)):
+            self._inbox.feed(await self._read(CHUNK))
+        return values
+
+    def abort(self) -> None:
+        with suppress(RuntimeError):  # its event loop is closed
+            self._transport.abort()
+
+
+class AsyncConnections:
+    """A pool of them for each node, of one event loop. Takes the actions of a flow."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
+        self._idle: dict[Node, list[AsyncWire]] = defaultdict(list)
+
+    async def perform(self, action: Action) -> object:
+        """What an action of the exchange answers.
+
+        Raises:
+            NoAnswer: a `Send` failed.
+        """
+        if isinstance(action, Send):
+            outcome = await self._outcome(action)
+            if isinstance(outcome, NoAnswer):
+                raise outcome
+            return outcome
+        if isinstance(action, SendAll):
+            return await asyncio.gather(*map(self._outcome, action.sends))
+        await asyncio.sleep(action.seconds)
+        return time.monotonic()
+
+    async def _outcome(self, send: Send) -> Answer | NoAnswer:
+        wire: AsyncWire | None = None
+        sent: float | None = None
+        timeout = patience(send, time.monotonic(), self._options.socket_timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                wire = await self._wire(send.node, timeout)
+                sent = time.monotonic()
+                values = await wire.ask(send)
+        except FAILURES as error:
+            if wire is None:
+                answer = refusal(send, error)
+                if answer:
+                    return answer
+            else:
+                wire.abort()
+                for idle in self._idle.pop(send.node, ()):  # the next attempt gets a fresh one
+                    idle.abort()
+            return failed(send, error, sent)
+        except BaseException:
+            if wire:
+                wire.abort()
+            raise
+        self._idle[send.node].append(wire)
+        return Answer(values, sent, time.monotonic())
+
+    async def _wire(self, node: Node, within: float) -> AsyncWire:
+        idle = self._idle[node]
+        while idle:
+            wire = idle.pop()
+            if wire.is_quiet():
+                return wire
+            wire.abort()
+        return await AsyncWire.open(self._options, node, within)
+
+    def forget(self) -> None:
+        """Closes all idle connections."""
+        idle, self._idle = self._idle, defaultdict(list)
+        for wires in idle.values():
+            for wire in wires:
+                wire.abort()

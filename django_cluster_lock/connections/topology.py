@@ -1,0 +1,103 @@
+"""The layout of a cluster, as CLUSTER SLOTS, CLUSTER NODES and INFO tell it.
+
+SLOTS has the addresses that clients should use (hostnames, TLS ports), NODES every replica that is known, failed
+ones too: a lease must reach each of them to survive any promotion. A standalone server serves all slots.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from django_cluster_lock.exchange import TRANSIENT, Node, Refusal
+from django_cluster_lock.names import SLOTS
+
+Remap = Callable[[Node], Node]
+
+
+class Topology:
+    """What is known of a cluster; shared by all connections of an alias, replaced whole when learned anew."""
+
+    def __init__(self, startup: Sequence[Node], remap: Remap | None = None) -> None:
+        self.startup = tuple(startup)
+        self.learned_at = float("-inf")
+        self.is_cluster = True
+        self._remap = remap
+        self._primaries: list[Node | None] = [None] * SLOTS
+        self._replicas: dict[Node, int] = {}
+        self._suspects: dict[Node, int] = {}
+        self.refused = ""  # why no node would tell the layout, if they all answered
+
+    def primary(self, slot: int) -> Node | None:
+        return self._primaries[slot]
+
+    def primaries(self) -> list[Node]:
+        """The nodes that serve slots, in order of their first."""
+        return list(dict.fromkeys(node for node in self._primaries if node))
+
+    def replicas(self, slot: int) -> int:
+        node = self._primaries[slot]
+        return self._replicas.get(node, 0) if node else 0
+
+    def moved(self, slot: int, node: Node) -> None:
+        self._primaries[slot] = node
+        self._suspects.pop(node, None)
+
+    def redirected(self, to: str, asked: Node) -> Node:
+        """Where a MOVED or ASK leads; without a host it means another port of the node that was asked."""
+        host, _, port = to.rpartition(":")
+        return self._address((host or asked[0]).strip("[]"), int(port))
+
+    def suspect(self, node: Node) -> None:
+        """Notes that a node did not answer, so that others are asked for the layout first."""
+        self._suspects[node] = self._suspects.get(node, 0) + 1
+
+    def candidates(self) -> list[Node]:
+        """Whom to ask for the layout, the most promising first."""
+        nodes = list(dict.fromkeys((*self._primaries, *self._replicas, *self.startup)))
+        known = [node for node in nodes if node]
+        random.shuffle(known)
+        return sorted(known, key=lambda node: self._suspects.get(node, 0))
+
+    def learn(self, values: Sequence[object], asked: Node) -> bool:
+        """Takes over what a node tells; False if it tells nothing of use."""
+        slots, nodes, info = values
+        if isinstance(slots, Refusal):
+            if "cluster support disabled" not in str(slots):
+                self.refused = "" if slots.code in TRANSIENT else str(slots)
+                return False
+            self.is_cluster = False
+            self._replicas = {asked: _connected_replicas(info)}
+            self._primaries = [asked] * SLOTS
+            return True
+        if not isinstance(slots, list) or not isinstance(nodes, bytes):
+            return False
+        counts = _replicas_by_primary(nodes.decode())
+        primaries: list[Node | None] = [None] * SLOTS
+        replicas: dict[Node, int] = {}
+        for start, end, (host, port, node_id, *_), *_ in slots:
+            node = self._address(host.decode() if host else asked[0], port)
+            replicas[node] = counts[node_id.decode()]
+            for slot in range(start, end + 1):
+                primaries[slot] = node
+        if not replicas:
+            return False
+        self._primaries, self._replicas, self.refused = primaries, replicas, ""
+        self._suspects = {node: count for node, count in self._suspects.items() if node != asked}
+        return True
+
+    def _address(self, host: str, port: int) -> Node:
+        return self._remap((host, port)) if self._remap else (host, port)
+
+
+def _replicas_by_primary(nodes: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for line in nodes.splitlines():
+        _, _, flags, primary, *_ = line.split()
+        if "slave" in flags.split(","):
+            counts[primary] += 1
+    return counts
+
+
+def _connected_replicas(info: object) -> int:
+    lines = info.decode().splitlines() if isinstance(info, bytes) else []
+    return next((int(line.partition(":")[2]) for line in lines if line.startswith("connected_slaves:")), 0)

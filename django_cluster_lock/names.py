@@ -1,0 +1,189 @@
+"""Lock names: their templates, their keys in Redis, and the slots of a cluster.
+
+Every key of one lock shares one slot, whatever the name: the hash tag is the lock's ``tag`` or its whole name,
+percent-encoded where a brace or a percent sign would give it another meaning.
+"""
+
+import binascii
+import hashlib
+import itertools
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import unquote
+
+from django_cluster_lock.values import canonical
+
+SLOTS = 16384
+LONGEST_IN_KEY = 200  # bytes; a longer name stands in its keys as a digest
+_BRACES = re.compile(r"[%{}]")
+_FORGOTTEN_FSTRING = re.compile(r"\{[^\W\d]\w*\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Where one lock lives: its keys (bytes), its entry in the index of its slot, and that slot."""
+
+    name: str
+    record: bytes
+    index: bytes
+    wake: bytes
+    member: bytes
+    slot: int
+
+
+def slot_of(key: bytes) -> int:
+    """The cluster slot of a key, hash tag considered (Redis Cluster specification, "Hash tags")."""
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return binascii.crc_hqx(key, 0) % SLOTS
+
+
+@lru_cache(maxsize=1)
+def slot_tags() -> tuple[str, ...]:
+    """For each slot a short string that hashes to it."""
+    tags: dict[int, str] = {}
+    alphabet = string.digits + string.ascii_lowercase
+    for length in itertools.count(1):
+        for letters in itertools.product(alphabet, repeat=length):
+            tag = "".join(letters)
+            tags.setdefault(binascii.crc_hqx(tag.encode(), 0) % SLOTS, tag)
+            if len(tags) == SLOTS:
+                return tuple(tags[slot] for slot in range(SLOTS))
+    raise AssertionError
+
+
+def index_key(prefix: str, slot: int) -> bytes:
+    """The key of the index of one slot's locks."""
+    return f"{prefix}:index:{{{slot_tags()[slot]}}}".encode()
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix, or a ValueError when a brace in it would move every lock into one slot."""
+    if _has_brace(prefix):
+        raise ValueError(f"KEY_PREFIX {prefix!r} contains a brace, which Redis Cluster takes for a hash tag")
+    return prefix
+
+
+def check_name(name: str) -> str:
+    """The name, or an error that says why it cannot be one.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is empty, not encodable, or looks like a template whose values are missing.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a lock's name is a str, not {type(name).__name__}: {name!r}")
+    if not name:
+        raise ValueError("a lock's name is empty")
+    forgotten = _FORGOTTEN_FSTRING.search(name)
+    if forgotten:
+        raise ValueError(
+            f"lock name {name!r} contains {forgotten.group()!r}: did you mean an f-string, or values={{...}}?"
+        )
+    return name
+
+
+@lru_cache(maxsize=4096)
+def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
+    """The keys of a lock.
+
+    Args:
+        prefix: the alias's KEY_PREFIX.
+        name: any string that UTF-8 can encode.
+        tag: the hash tag it shares with other keys, used verbatim; None for one of its own.
+
+    Raises:
+        ValueError: the tag is empty or has a brace, or the name cannot be encoded.
+    """
+    try:
+        whole = _BRACES.sub(_percent, name).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"lock name {name!r} contains a lone surrogate, which UTF-8 cannot encode") from None
+    short = whole if len(whole) <= LONGEST_IN_KEY else b"%" + hashlib.sha256(whole).hexdigest().encode()
+    start = f"{check_prefix(prefix)}:".encode()
+    if tag is None:
+        place, member = b"{" + short + b"}", whole
+    else:
+        if not tag or _has_brace(tag):
+            raise ValueError(f"tag {tag!r} of lock {name!r} must be a non-empty string without braces")
+        braced = b"{" + tag.encode() + b"}"
+        place, member = braced + b":" + short, braced + b":" + whole
+    slot = slot_of(place)
+    return Keys(name, start + b"lock:" + place, index_key(prefix, slot), start + b"wake:" + place + b":", member, slot)
+
+
+def name_and_tag(member: bytes) -> tuple[str, str | None]:
+    """What an entry of the index stands for: the reverse of `keys_of`'s member."""
+    whole = member.decode()
+    if not whole.startswith("{"):
+        return unquote(whole), None
+    tag, _, name = whole[1:].partition("}:")
+    return unquote(name), tag
+
+
+@lru_cache(maxsize=1024)
+def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
+    parts = [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
+    for text, field in parts[1:]:
+        if field is not None and not re.search(r"[^\w%]", text, re.ASCII):
+            raise ValueError(
+                f"template {template!r}: put a separator such as ':' before {{{field}}}, "
+                "or different values could give the same name"
+            )
+    for _, field in parts:
+        if field is not None and not field.isidentifier():
+            raise ValueError(f"template {template!r}: {{{field}}} is not the name of an argument")
+    return tuple(parts)
+
+
+def fields_of(template: str) -> tuple[str, ...]:
+    """The names of the values a template needs.
+
+    Raises:
+        ValueError: the template cannot give distinct values distinct names.
+    """
+    return tuple(field for _, field in _parse(template) if field is not None)
+
+
+def fill(template: str, values: Mapping[str, object]) -> str:
+    """The name a template gives for these values: distinct values give distinct names.
+
+    Each value is written canonically; then every character of it that the template uses between its fields,
+    and ``% : { }``, is percent-encoded, so that no value can reach over its field's end.
+
+    Raises:
+        KeyError: a value is missing.
+        TypeError: a value has no canonical form.
+    """
+    parts = _parse(template)
+    reserved = {c for text, _ in parts for c in text if not (c.isalnum() or c == "_")} | set("%:{}")
+    name = []
+    for text, field in parts:
+        name.append(text)
+        if field is not None:
+            if field not in values:
+                raise KeyError(f"template {template!r} needs a value for {field!r}, got {sorted(values)}")
+            try:
+                written = canonical(values[field])
+            except TypeError as error:
+                raise TypeError(f"template {template!r}, value {field!r}: {error}") from None
+            name.append("".join(_percent_char(c) if c in reserved else c for c in written))
+    return "".join(name)
+
+
+def _has_brace(value: str) -> bool:
+    return "{" in value or "}" in value
+
+
+def _percent(match: re.Match[str]) -> str:
+    return _percent_char(match.group())
+
+
+def _percent_char(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode())

@@ -1,0 +1,344 @@
+"""The lock's protocol, without I/O: what to ask a shard, and what its answer means.
+
+Each flow is a generator that yields calls and is sent their replies; whoever runs it carries the calls to Redis
+(`exchange`, `drivers`). So the blocking and the asyncio face share every decision, and tests can answer in the
+server's place. Time enters with the replies, as seconds of the caller's monotonic clock.
+"""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
+
+from django_cluster_lock import scripts
+from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotReplicated, LockTimeout
+from django_cluster_lock.names import Keys
+from django_cluster_lock.scripts import Script
+from django_cluster_lock.snapshots import Owner
+
+LONGEST_SLICE = 4.0
+WAIT_FOR_REPLICAS = 1.0
+GRACE = 0.5  # for the answer to a last question asked as the caller's time ends
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a lease is asked for: its length and skew allowance in seconds, REPLICAS (None: all), its owner."""
+
+    timeout: float
+    skew: float
+    replicas: int | None
+    owner: tuple[bytes, ...]
+    patience: float
+
+    @property
+    def ttl(self) -> bytes:
+        return milliseconds(self.timeout + self.skew)
+
+    @property
+    def slice(self) -> float:
+        return min(LONGEST_SLICE, self.timeout / 3)
+
+    def lasting(self, timeout: float) -> "Terms":
+        """The same terms for another length."""
+        return replace(self, timeout=timeout)
+
+
+class Block(NamedTuple):
+    """A sleep before the call, on the same connection, that a push to this key ends."""
+
+    key: bytes
+    seconds: float
+
+
+@dataclass(slots=True)
+class Call:
+    """One script to run on one lock's shard.
+
+    Args:
+        replicas: how many must acknowledge what it wrote; None for all that the shard has.
+        deadline: when to give up trying, on the monotonic clock; an attempt gets a little time in any case.
+        once: one attempt, but for redirections.
+    """
+
+    keys: Keys
+    script: Script
+    args: tuple[bytes, ...]
+    deadline: float
+    replicas: int | None = 0
+    acknowledged_within: float = WAIT_FOR_REPLICAS
+    block: Block | None = None
+    once: bool = False
+
+
+@dataclass(slots=True)
+class Reply:
+    """A script's answer: when its request was sent and when it came, and who acknowledged its writes.
+
+    ``first_sent`` is the time of the first attempt, ``unanswered`` that one before this stayed without an answer.
+    """
+
+    status: bytes
+    details: Sequence[object]
+    sent: float
+    now: float
+    acks: int = 0
+    needed: int = 0
+    first_sent: float = 0.0
+    unanswered: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """Calls sent at once, one write to each node; a `Reply` or a `LockError` for each comes back."""
+
+    calls: Sequence[Call]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease as granted. Valid until then on the caller's monotonic clock, never later than on the server's."""
+
+    keys: Keys
+    token: bytes
+    fence: int
+    valid_until: float
+    unanswered: bool
+
+
+Step: TypeAlias = Call | Batch
+
+
+def milliseconds(seconds: float) -> bytes:
+    return b"%d" % math.ceil(seconds * 1000)
+
+
+def acquire(
+    keys: Keys, token: bytes, terms: Terms, *, now: float, until: float, blocking: bool, keep: list[Grant] | None = None
+) -> Generator[Step, object, Grant]:
+    """Acquires a lock, waiting in its queue until then.
+
+    Args:
+        keep: leases to renew after each slice of the wait; they are replaced in the list.
+
+    Raises:
+        LockBusy: not blocking, and somebody holds or waits for it.
+        LockTimeout: it did not come free in time.
+        LockUnavailable: its shard did not answer.
+        LockNotReplicated: too few replicas acknowledged the lease.
+    """
+    unanswered = False
+    try:
+        call = attempt(keys, token, terms, now=now, until=until, blocking=blocking)
+        while True:
+            reply = yield from ask(call)
+            unanswered = unanswered or reply.unanswered
+            if reply.status == b"own" and reply.now < reply.sent + terms.timeout:
+                return granted(keys, token, terms, reply, unanswered=unanswered)
+            if not blocking or reply.status == b"over":
+                raise LockBusy(keys.name, holder=holder_of(reply))
+            if reply.now >= until:
+                raise LockTimeout(keys.name, holder=holder_of(reply))
+            if keep:
+                keep[:] = yield from keep_all(keep, terms, deadline=reply.now + terms.slice)
+            block = Block(keys.wake + token, nap(reply, until, terms))
+            call = attempt(keys, token, terms, now=reply.now, until=until, blocking=True, block=block)
+    except BaseException as error:
+        mark = unanswered or getattr(error, "unanswered", not isinstance(error, LockError))
+        with suppress(LockError):
+            yield from ask(give_up(keys, token, mark=mark))
+        raise
+
+
+def attempt(
+    keys: Keys, token: bytes, terms: Terms, *, now: float, until: float, blocking: bool, block: Block | None = None
+) -> Call:
+    """One call of the acquire script; while blocking it queues, and may follow a sleep."""
+    alive = milliseconds(2 * terms.slice) if blocking else b"0"
+    deadline = until if blocking else now + terms.patience
+    left = max(deadline - now - (block.seconds if block else 0), GRACE)
+    return Call(
+        keys,
+        scripts.ACQUIRE,
+        (token, terms.ttl, alive, keys.member, *terms.owner),
+        deadline,
+        replicas=terms.replicas,
+        acknowledged_within=min(WAIT_FOR_REPLICAS, left),
+        block=block,
+    )
+
+
+def nap(reply: Reply, until: float, terms: Terms) -> float:
+    """How long the next slice of a wait is: the first in the queue also wakes when the lease ahead ends."""
+    seconds = min(terms.slice, until - reply.now)
+    lease_left, first = reply.details[:2]
+    if first and reply.status == b"queued":
+        seconds = min(seconds, number(lease_left) / 1000 + 0.001)
+    return max(seconds, 0.001)
+
+
+def granted(keys: Keys, token: bytes, terms: Terms, reply: Reply, *, unanswered: bool = False) -> Grant:
+    """The lease an answer stands for, once enough replicas have it."""
+    if reply.acks < reply.needed:
+        raise LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it")
+    return Grant(keys, token, number(reply.details[0]), reply.sent + terms.timeout, unanswered)
+
+
+def give_up(keys: Keys, token: bytes, *, mark: bool) -> Call:
+    """The call that takes back whatever an acquire may have left behind: one attempt, waited for briefly."""
+    return Call(keys, scripts.RELEASE, released(keys, token, mark=mark), deadline=0.0, once=True)
+
+
+def released(keys: Keys, token: bytes, *, mark: bool) -> tuple[bytes, ...]:
+    return (token, b"1" if mark else b"0", keys.member, keys.index, keys.wake)
+
+
+def release(grant: Grant, *, deadline: float, valid_until: float) -> Generator[Step, object, bool]:
+    """Releases a lease; its lock goes to the first waiter in the same script.
+
+    Returns:
+        Whether the lease was still the holder's. An answer "not owner" after an attempt that stayed without one
+        means that the first attempt did it, if the lease was valid when it was sent.
+    """
+    args = released(grant.keys, grant.token, mark=grant.unanswered)
+    reply = yield from ask(Call(grant.keys, scripts.RELEASE, args, deadline))
+    return was_released(reply, valid_until)
+
+
+def was_released(reply: Reply, valid_until: float) -> bool:
+    return reply.status != b"not owner" or (reply.unanswered and reply.first_sent < valid_until)
+
+
+def acquire_all(
+    locks: Sequence[Keys], mint: Callable[[], bytes], terms: Terms, *, now: float, until: float, blocking: bool
+) -> Generator[Step, object, list[Grant]]:
+    """Acquires several locks or none, without deadlock: it waits for one only while holding smaller ones.
+
+    All are tried at once. At the first busy one those after it are given back; it is waited for, and the rest
+    tried again. What is held meanwhile is renewed.
+
+    Args:
+        locks: each once, in the order all callers share: by slot, then by name.
+        mint: makes a new token.
+
+    Raises:
+        LockLost: one of those held ended during the wait for another.
+        LockBusy, LockTimeout, LockUnavailable, LockNotReplicated: as `acquire`.
+    """
+    held: list[Grant] = []
+    tried: list[tuple[Keys, bytes]] = []
+    try:
+        while len(held) < len(locks):
+            tried = [(keys, mint()) for keys in locks[len(held) :]]
+            calls = [attempt(keys, token, terms, now=now, until=until, blocking=False) for keys, token in tried]
+            replies = yield from ask_all(Batch(calls))
+            for (keys, token), reply in zip(tried, replies, strict=True):
+                if isinstance(reply, LockError):
+                    raise reply
+                now = max(now, reply.now)
+                if reply.status != b"own" or reply.now >= reply.sent + terms.timeout:
+                    break
+                held.append(granted(keys, token, terms, reply, unanswered=reply.unanswered))
+            else:
+                continue
+            if not blocking:
+                raise LockBusy(keys.name, holder=holder_of(reply))
+            behind = [(k, t) for k, t in tried if k not in {grant.keys for grant in held}]
+            yield from ask_all(Batch([give_up(k, t, mark=False) for k, t in behind]))
+            tried = []
+            grant = yield from acquire(keys, mint(), terms, now=now, until=until, blocking=True, keep=held)
+            held.append(grant)
+            now = grant.valid_until - terms.timeout
+    except BaseException:
+        left = {(grant.keys, grant.token) for grant in held} | set(tried)
+        with suppress(LockError):
+            yield from ask_all(Batch([give_up(keys, token, mark=True) for keys, token in left]))
+        raise
+    return held
+
+
+def keep_all(held: Sequence[Grant], terms: Terms, *, deadline: float) -> Generator[Step, object, list[Grant]]:
+    """Renews leases; what could not be asked in time keeps the validity it has.
+
+    Raises:
+        LockLost: one of them ended.
+    """
+    replies = yield from ask_all(Batch([renewal(grant, terms, deadline=deadline) for grant in held]))
+    kept = []
+    for grant, reply in zip(held, replies, strict=True):
+        after: Grant | None = grant
+        if isinstance(reply, Reply):
+            after = renewed(grant, terms, reply)
+        if after is None:
+            raise LockLost(grant.keys.name, "its lease ended while another lock was waited for")
+        kept.append(after)
+    return kept
+
+
+def release_all(
+    grants: Sequence[Grant], *, deadline: float, valid_until: float
+) -> Generator[Step, object, list[Grant | LockError]]:
+    """Releases leases, all at once; what it returns was not the holder's any more, or could not be asked for."""
+    calls = [
+        Call(grant.keys, scripts.RELEASE, released(grant.keys, grant.token, mark=grant.unanswered), deadline)
+        for grant in grants
+    ]
+    replies = yield from ask_all(Batch(calls))
+    failed: list[Grant | LockError] = []
+    for grant, reply in zip(grants, replies, strict=True):
+        if isinstance(reply, LockError):
+            failed.append(reply)
+        elif not was_released(reply, valid_until):
+            failed.append(grant)
+    return failed
+
+
+def renewal(grant: Grant, terms: Terms, *, deadline: float, once: bool = True) -> Call:
+    """The call that keeps a lease for another ``terms.timeout``."""
+    return Call(grant.keys, scripts.RENEW, (grant.token, terms.ttl), deadline, replicas=terms.replicas, once=once)
+
+
+def renewed(grant: Grant, terms: Terms, reply: Reply) -> Grant | None:
+    """The lease after a renewal, or None when it is lost."""
+    if reply.status == b"lost":
+        return None
+    return granted(grant.keys, grant.token, terms, reply, unanswered=grant.unanswered or reply.unanswered)
+
+
+def renew(grant: Grant, terms: Terms, *, deadline: float) -> Generator[Step, object, Grant | None]:
+    """Renews one lease; None when it is lost."""
+    reply = yield from ask(renewal(grant, terms, deadline=deadline, once=False))
+    return renewed(grant, terms, reply)
+
+
+def transfer(grant: Grant, successor: bytes, terms: Terms, *, deadline: float) -> Generator[Step, object, Grant | None]:
+    """Turns a lease into a new one of another token, of full length and with a new fence; None when it is lost."""
+    args = (grant.token, successor, terms.ttl, grant.keys.member, *terms.owner)
+    reply = yield from ask(Call(grant.keys, scripts.TRANSFER, args, deadline, replicas=terms.replicas))
+    if reply.status == b"lost":
+        return None
+    return granted(grant.keys, successor, terms, reply)
+
+
+def holder_of(reply: Reply) -> str:
+    """Who holds the lock, as the answer 'busy' or 'queued' tells it."""
+    fields = [value.decode(errors="replace") if isinstance(value, bytes) else "" for value in reply.details[2:6]]
+    return str(Owner(*fields))
+
+
+def ask(call: Call) -> Generator[Step, object, Reply]:
+    reply = yield call
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def ask_all(batch: Batch) -> Generator[Step, object, list[Reply | LockError]]:
+    replies = yield batch
+    assert isinstance(replies, list)
+    return replies
+
+
+def number(value: object) -> int:
+    assert isinstance(value, int)
+    return value

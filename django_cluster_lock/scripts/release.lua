@@ -1,0 +1,57 @@
+-- release: give up a lease or a place in the queue, and hand a free lock to the first live waiter.
+-- Also cancels an acquire and, with the token that an operator was shown, releases by force.
+-- KEYS   record
+-- ARGV   token, mark (1: answer its later requests 'over'), member, index, start of the wake keys
+-- Returns 'released', 'handed' or 'not owner' (which includes a lease past its deadline)
+--
+-- Only the record is declared, so that a lease can be given up while its slot migrates. The other keys
+-- come last, under pcall, since touching one that is absent here would end the script in the middle.
+local MARK_LIFE = 60000
+
+local token, mark, member, index, wake = ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4], ARGV[5]
+local field = read('t', 'f', 'd', 'a', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
+local holder, fence, deadline, newest = field[1], field[2], number(field[3]), number(field[4])
+local mine = holder == token
+local answer = mine and deadline > now and 'released' or 'not owner'
+
+if mine then
+  redis.call('HDEL', record, 't', 'd', 'h', 'p', 'r', 'k', 's')
+  holder = nil
+end
+leave_queue(token)
+
+local next, more
+if not holder or deadline <= now then
+  local alive
+  next, alive, more = first_waiter()
+  deadline = 0
+  if next then
+    leave_queue(next)
+    redis.call('HDEL', record, 'h', 'p', 'r', 'k')
+    redis.call('HSET', record, 't', next, 'f', text(next_fence(fence)), 'd', text(alive), 's', text(now))
+    deadline = alive
+    if answer == 'released' then answer = 'handed' end
+  end
+end
+
+if mark then
+  local oldest, expires
+  for i = 0, 7 do
+    local ends = tonumber((field[5 + i] or ''):match(':(%d+)$') or 0)
+    if not expires or ends < expires then
+      oldest, expires = i, ends
+    end
+  end
+  redis.call('HSET', record, 'x' .. oldest, token .. ':' .. text(now + MARK_LIFE))
+  newest = math.max(newest, now + MARK_LIFE)
+  redis.call('HSET', record, 'a', text(newest))
+end
+expire(deadline, newest)
+
+if next then
+  redis.pcall('LPUSH', wake .. next, '1')
+  redis.pcall('PEXPIRE', wake .. next, WAKE_LIFE)
+elseif deadline <= now and not more then
+  redis.pcall('ZREM', index, member)
+end
+return answer
