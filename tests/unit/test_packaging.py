@@ -65,7 +65,10 @@ def test_tests_run_against_the_wheel_where_tox_says_so():
 def test_versions_agree():
     version = distribution().version
     assert version == pyproject()["project"]["version"]
-    assert django_cluster_lock.__version__ == version
+    repeated = [
+        path.name for path in (ROOT / "django_cluster_lock").rglob("*.py") if version in path.read_text("utf-8")
+    ]
+    assert repeated == [], "the version stands in pyproject.toml alone"
 
 
 def test_changelog_speaks_of_this_version_or_of_what_is_unreleased():
