@@ -2,6 +2,8 @@
 
 The processes of a project share it through a state directory. Each server inherits a file lock and keeps it until
 it dies: that tells the living from the dead, so a process id that another program got since is never trusted.
+
+Longer than the other modules because it is a tool of its own, which uses and is used by none of the locks.
 """
 
 import fcntl
@@ -25,7 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -60,7 +62,7 @@ cluster-require-full-coverage no
 
 
 class EmbeddedError(RuntimeError):
-    """The embedded cluster cannot be started or stopped; the message has the log and the next step."""
+    """The embedded cluster cannot be started or stopped; the message has the next step, and the log where one helps."""
 
 
 class _PortTaken(EmbeddedError):
@@ -143,7 +145,7 @@ def up(
             Any other lives until ``down()``.
     """
     folder = _folder(directory)
-    with _locked(folder):
+    with _locked(folder, create=True):
         found = _load(folder)
         if joined := found and _repaired(found):
             if owner and (folder / "owners").exists():
@@ -159,28 +161,28 @@ def up(
                 with suppress(_PortTaken):
                     return start()
             return start()
-        except BaseException:
+        except BaseException as error:
             _clear(folder)
+            if isinstance(error, redis.RedisError):
+                raise EmbeddedError(f"A server does not answer as it should; is the machine busy? {error}") from error
             raise
 
 
 def down(directory: StrPath | None = None) -> bool:
     """Stop the cluster and remove its state; False if there was none."""
     folder = _folder(directory)
-    if not folder.exists():
-        return False
-    with _locked(folder):
+    with suppress(FileNotFoundError), _locked(folder):
         found = bool(_nodes(folder))
         _remove(folder)
         return found
+    return False
 
 
 def status(directory: StrPath | None = None) -> Status | None:
     """The state of the cluster and its nodes; None if there is none."""
     folder = _folder(directory)
-    if not folder.exists():
-        return None
-    _check(folder)
+    with suppress(FileNotFoundError):
+        _check(folder)
     if not (cluster := _load(folder)):
         return None
     nodes = []
@@ -300,7 +302,7 @@ def _form(clients: Sequence[Any], nodes: Sequence[_Node], primaries: int) -> Non
         # Refused until the two have met.
         replicate = partial(replica.execute_command, "CLUSTER REPLICATE", primary)
         _wait(partial(_succeeds, redis.ResponseError, replicate), nodes, "meet")
-    _wait(partial(_whole, clients), nodes, "form a cluster")
+    _wait(partial(_succeeds, redis.RedisError, _whole, clients), nodes, "form a cluster")
 
 
 def _whole(clients: Sequence[Any]) -> bool:
@@ -316,7 +318,7 @@ def _whole(clients: Sequence[Any]) -> bool:
                 return False
         replication = client.info("replication")
         replicas += replication["role"] == "slave"
-        online += sum(isinstance(value, dict) and value["state"] == "online" for value in replication.values())
+        online += sum(isinstance(value, dict) and value.get("state") == "online" for value in replication.values())
     return online == replicas
 
 
@@ -349,9 +351,7 @@ def _wait(condition: Callable[[], bool], nodes: Sequence[_Node], what: str, time
         for node in nodes:
             if not node.running():
                 error = _PortTaken if "in use" in node.log() else EmbeddedError
-                raise error(
-                    f"The server at port {node.port} stopped. Its log ends, before you try again:\n{node.log()}"
-                )
+                raise error(f"The server at port {node.port} stopped; see the end of its log for why:\n{node.log()}")
         if time.monotonic() > deadline:
             logs = "\n".join(f"port {node.port}:\n{node.log()}" for node in nodes)
             raise EmbeddedError(f"The servers did not {what} within {timeout:g} s. Is the machine busy? Logs:\n{logs}")
@@ -360,7 +360,7 @@ def _wait(condition: Callable[[], bool], nodes: Sequence[_Node], what: str, time
 
 @contextmanager
 def _clients(password: str, ports: Sequence[int]) -> Iterator[list[Any]]:
-    options: dict[str, Any] = {"password": password, "decode_responses": True, "protocol": 2, "socket_timeout": 2}
+    options: dict[str, Any] = {"password": password, "decode_responses": True, "protocol": 2, "socket_timeout": 3}
     with ExitStack() as stack:
         clients = [redis.Redis(HOST, port, retry=Retry(NoBackoff(), 0), **options) for port in ports]
         yield [stack.enter_context(client) for client in clients]
@@ -381,21 +381,27 @@ def _check(folder: Path) -> None:
         raise EmbeddedError(f"{folder} {problem}: set CLUSTER_LOCK_EMBEDDED_DIR to a directory of your own.")
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, *, create: bool = False) -> IO[str]:
+    """Hold the directory until this file is closed; without ``create``, FileNotFoundError if nothing is there."""
     while True:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if create:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(folder)
-        with suppress(FileNotFoundError), (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _same(lock.fileno(), folder / "lock"):  # else the holder before us removed it: begin anew
-                yield
-                return
+        try:
+            lock = (folder / "lock").open("a" if create else "r+")
+        except FileNotFoundError:
+            if create:
+                continue
+            raise
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _same(lock, folder / "lock"):
+            return lock
+        lock.close()  # whoever held it before us removed the directory: begin anew
 
 
-def _same(fileno: int, path: Path) -> bool:
+def _same(file: IO[str], path: Path) -> bool:
     with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(fileno), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
 
 
@@ -416,7 +422,7 @@ def _save(folder: Path, server: str, password: str, ports: Sequence[int]) -> Clu
 
 def _nodes(folder: Path) -> list[_Node]:
     """By their directories, not the state file: a start that was cut short left servers too."""
-    return [_Node(folder, int(home.name.removeprefix("node-"))) for home in folder.glob("node-*")]
+    return [_Node(folder, int(home.name.removeprefix("node-"))) for home in folder.glob("node-[1-9]????")]
 
 
 def _stop(nodes: Sequence[_Node]) -> None:
@@ -470,9 +476,10 @@ def _watch_in_background(folder: Path) -> None:
 def _watch(directory: str) -> None:
     """Stop the cluster once nobody holds the owners' lock; end when it is gone in any case."""
     folder = Path(directory)
-    with suppress(FileNotFoundError), (folder / "owners").open() as owners:
-        while _same(owners.fileno(), folder / "owners"):
+    with suppress(FileNotFoundError), (folder / "owners").open("r+") as owners:
+        while _same(owners, folder / "owners"):
             with _locked(folder):
-                if _succeeds(BlockingIOError, fcntl.flock, owners, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                orphaned = _succeeds(BlockingIOError, fcntl.flock, owners, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if orphaned and _same(owners, folder / "owners"):
                     _remove(folder)
             time.sleep(0.5)

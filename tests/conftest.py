@@ -2,8 +2,8 @@
 
 import itertools
 import os
-import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -17,19 +17,20 @@ WORKER = "PYTEST_XDIST_WORKER"
 
 def pytest_configure(config):
     if WORKER not in os.environ:
-        os.environ[BASE] = tempfile.mkdtemp(prefix="cluster-lock-tests-")  # the workers inherit it
+        # The workers inherit it; the first server creates it.
+        os.environ[BASE] = str(Path(tempfile.gettempdir(), f"cluster-lock-tests-{uuid.uuid4().hex}"))
 
 
 def pytest_unconfigure(config):
-    if WORKER not in os.environ and (base := os.environ.pop(BASE, None)):
-        for directory in Path(base).iterdir():
+    if WORKER not in os.environ and (base := Path(os.environ.pop(BASE))).exists():
+        for directory in base.iterdir():
             embedded.down(directory)
-        shutil.rmtree(base)
+        base.rmdir()
 
 
 def pytest_terminal_summary(terminalreporter):
-    for name, install in missing().items():
-        terminalreporter.write_line(f"server not tested: {name} ({install})", yellow=True)
+    if absent := ", ".join(f"{name} ({install})" for name, install in missing().items()):
+        terminalreporter.write_line(f"servers not tested: {absent}", yellow=True)
 
 
 @pytest.fixture(scope="session")

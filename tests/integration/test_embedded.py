@@ -70,10 +70,11 @@ def wait_until(condition, timeout=20):
         time.sleep(0.02)
 
 
-def kill(pids):
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(map(lives, pids)))
+def kill(cluster, ports):
+    """SIGKILL nodes. A process counts as gone before its last thread has let go of its files: wait for these."""
+    for port in ports:
+        os.kill(cluster.pid(port), signal.SIGKILL)
+    wait_until(lambda: not any(embedded._Node(cluster.directory, port).running() for port in ports))
 
 
 def listens(port):
@@ -175,7 +176,7 @@ class TestUp:
 class TestPredecessor:
     def test_one_dead_node_is_started_again(self, folder):
         before = embedded.up(folder)
-        kill(before.pids[:1])
+        kill(before, before.ports[:1])
         status = embedded.status(folder)
         assert not status.ok
         assert [node.running for node in status.nodes] == [False] + [True] * 5
@@ -186,8 +187,9 @@ class TestPredecessor:
 
     def test_a_new_cluster_begins_if_a_dead_node_cannot_be_started(self, folder):
         before = embedded.up(folder, primaries=1)
-        kill(before.pids[1:])
-        with socket.create_server(("127.0.0.1", before.ports[1])):
+        kill(before, before.ports[1:])
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", before.ports[1]))
             after = embedded.up(folder, primaries=1)
         assert not lives(before.pids[0])
         assert after.password != before.password
@@ -195,7 +197,7 @@ class TestPredecessor:
 
     def test_all_dead(self, folder):
         before = standalone(folder)
-        kill(before.pids)
+        kill(before, before.ports)
         after = standalone(folder)
         assert after.password != before.password
         assert embedded.status(folder).ok
@@ -203,7 +205,7 @@ class TestPredecessor:
     @pytest.mark.parametrize("end", [embedded.down, standalone])
     def test_a_process_that_got_a_dead_servers_id_survives(self, folder, foreign_process, end):
         cluster = standalone(folder)
-        kill(cluster.pids)
+        kill(cluster, cluster.ports)
         (folder / f"node-{cluster.ports[0]}" / "pid").write_text(str(foreign_process.pid))
         end(folder)
         assert foreign_process.poll() is None
