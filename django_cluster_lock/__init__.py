@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from django_cluster_lock.aliases import locks as locks
     from django_cluster_lock.errors import DuplicateFlight as DuplicateFlight
     from django_cluster_lock.errors import LockBusy as LockBusy
     from django_cluster_lock.errors import LockError as LockError
@@ -25,7 +24,6 @@ _HOMES = {
     "Lock": "lock",
     "cache_lock": "guards",
     "current_lock": "lock",
-    "locks": "aliases",
     **dict.fromkeys(
         (
             "DuplicateFlight",

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.3
 BRIEFLY = 0.5  # seconds for what is asked beside the point: the layout, a cancel
-LAYOUT = [(b"CLUSTER", b"SLOTS"), (b"CLUSTER", b"NODES"), (b"INFO", b"replication")]
+LAYOUT: list[Command] = [(b"CLUSTER", b"SLOTS"), (b"CLUSTER", b"NODES"), (b"INFO", b"replication")]
 REDIRECTIONS = 3  # that are followed without a pause
 LAYOUT_KEEPS = 0.1  # seconds in which it is not asked for again
 TRANSIENT = {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"}
@@ -153,10 +153,10 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
                     yield Pause(FIRST_PAUSE)  # the sleep failed at once: a slot on the move must not make us spin
                 needed = needed_by(call, routes)
                 acks = outcome.values[-1] if needed else 0
-                status, *details = value if isinstance(value, list) else [value]
+                parts = value if isinstance(value, list) else [value]
                 return Reply(
-                    status,
-                    details,
+                    parts[0],
+                    parts[1:],
                     outcome.sent,
                     outcome.now,
                     acks if isinstance(acks, int) else 0,
@@ -240,11 +240,11 @@ def exchange_all(batch: Batch, routes: Routes) -> Generator[Action, object, list
             yield from learn(routes, outcome.now)
     results: dict[int, Reply | LockError] = {}
     for node, positions in by_node.items():
-        outcome = answered.get(node)
+        shared = answered.get(node)
         for place, position in enumerate(positions):
-            own = outcome
-            if isinstance(outcome, Answer):
-                own = Answer([outcome.values[place], outcome.values[-1]], outcome.sent, outcome.now)
+            own = shared
+            if isinstance(shared, Answer):
+                own = Answer([shared.values[place], shared.values[-1]], shared.sent, shared.now)
             try:
                 results[position] = yield from exchange(batch.calls[position], routes, own)
             except LockError as error:

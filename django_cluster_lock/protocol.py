@@ -202,7 +202,14 @@ def release(grant: Grant, *, deadline: float, valid_until: float) -> Generator[S
         means that the first attempt did it, if the lease was valid when it was sent.
     """
     args = released(grant.keys, grant.token, mark=grant.unanswered)
-    reply = yield from ask(Call(grant.keys, scripts.RELEASE, args, deadline))
+    try:
+        reply = yield from ask(Call(grant.keys, scripts.RELEASE, args, deadline))
+    except LockError:
+        raise
+    except BaseException:  # interrupted: the request may not have gone out
+        with suppress(LockError):
+            yield from ask(give_up(grant.keys, grant.token, mark=False))
+        raise
     return was_released(reply, valid_until)
 
 
@@ -284,7 +291,12 @@ def release_all(
         Call(grant.keys, scripts.RELEASE, released(grant.keys, grant.token, mark=grant.unanswered), deadline)
         for grant in grants
     ]
-    replies = yield from ask_all(Batch(calls))
+    try:
+        replies = yield from ask_all(Batch(calls))
+    except BaseException:  # interrupted: the requests may not have gone out
+        with suppress(LockError):
+            yield from ask_all(Batch([give_up(grant.keys, grant.token, mark=False) for grant in grants]))
+        raise
     failed: list[Grant | LockError] = []
     for grant, reply in zip(grants, replies, strict=True):
         if isinstance(reply, LockError):

@@ -3,9 +3,8 @@
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-
-from redis.asyncio.connection import AbstractConnection
 
 from django_cluster_lock.connections.options import ConnectionOptions
 from django_cluster_lock.connections.wire import CHUNK, FAILURES, Inbox, failed, pack, patience, refusal
@@ -15,38 +14,33 @@ from django_cluster_lock.exchange import Action, Answer, NoAnswer, Node, Send, S
 class AsyncWire:
     """One open connection to a node, of one event loop."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection
-        reader, writer = connection._reader, connection._writer  # noqa: SLF001 - they have no public names
-        assert reader is not None
-        assert writer is not None
-        self._read, self._write, self._at_eof, self._transport = (
-            reader.read,
-            writer.write,
-            reader.at_eof,
-            writer.transport,
-        )
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
         self._inbox = Inbox()
 
     @classmethod
     async def open(cls, options: ConnectionOptions, node: Node, within: float) -> "AsyncWire":
         connection = options.async_connection(node, within)
         await connection.connect()
-        return cls(connection)
+        reader, writer = connection._reader, connection._writer  # noqa: SLF001 - they have no public names
+        assert reader is not None
+        assert writer is not None
+        connection._reader = connection._writer = None  # noqa: SLF001 - they are ours now
+        return cls(reader, writer)
 
     def is_quiet(self) -> bool:
-        return not (self._at_eof() or self._transport.is_closing())
+        return not (self._reader.at_eof() or self._writer.is_closing())
 
     async def ask(self, send: Send) -> list[object]:
-        self._write(pack(send.commands))
+        self._writer.write(pack(send.commands))
         values: list[object] = []
         while not self._inbox.take(values, len(send.commands)):
-            self._inbox.feed(await self._read(CHUNK))
+            self._inbox.feed(await self._reader.read(CHUNK))
         return values
 
     def abort(self) -> None:
         with suppress(RuntimeError):  # its event loop is closed
-            self._transport.abort()
+            self._writer.transport.abort()
 
 
 class AsyncConnections:
@@ -55,6 +49,22 @@ class AsyncConnections:
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options
         self._idle: dict[Node, list[AsyncWire]] = defaultdict(list)
+        self._end_of_loop = self._until_end_of_loop()
+
+    @classmethod
+    async def open(cls, options: ConnectionOptions) -> "AsyncConnections":
+        """The pool of the running event loop; it closes its connections when the loop ends."""
+        connections = cls(options)
+        await anext(connections._end_of_loop)
+        return connections
+
+    async def _until_end_of_loop(self) -> AsyncGenerator[None, None]:
+        """Suspended until the event loop shuts its asynchronous generators down, which it does before it closes."""
+        try:
+            yield
+        finally:
+            self.forget()
+            await asyncio.sleep(0)  # lets the transports close
 
     async def perform(self, action: Action) -> object:
         """What an action of the exchange answers.

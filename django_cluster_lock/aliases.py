@@ -1,0 +1,122 @@
+"""The aliases of CLUSTER_LOCKS at work: for each its settings, the cluster's layout, connections and renewer."""
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Generator
+from functools import cached_property
+from typing import Any, TypeVar
+
+from django.core.signals import setting_changed
+
+from django_cluster_lock import conf, drivers
+from django_cluster_lock.connections.aio import AsyncConnections
+from django_cluster_lock.connections.options import ConnectionOptions, connection_options
+from django_cluster_lock.connections.sync import Connections
+from django_cluster_lock.connections.topology import Topology
+from django_cluster_lock.exchange import Action, carry
+from django_cluster_lock.protocol import Step, Terms
+from django_cluster_lock.renewal import Renewer
+
+T = TypeVar("T")
+LONGEST_FIELD = 64  # bytes: a record with longer ones takes twice the memory
+HOST = socket.gethostname().encode()[:LONGEST_FIELD]
+
+
+class Alias:
+    """One alias at work. What needs the network is made on first use."""
+
+    def __init__(self, settings: conf.AliasSettings) -> None:
+        self.settings = settings
+        self.renewer = Renewer(self.run)
+        self._async: dict[asyncio.AbstractEventLoop, AsyncConnections] = {}
+
+    @cached_property
+    def options(self) -> ConnectionOptions:
+        return connection_options(self.settings)
+
+    @cached_property
+    def topology(self) -> Topology:
+        return Topology(self.options.nodes, self.options.remap)
+
+    @cached_property
+    def connections(self) -> Connections:
+        return Connections(self.options)
+
+    @property
+    def patience(self) -> float:
+        """How long to try where the caller sets no limit: time for an attempt that fails and one that does not."""
+        return 2 * self.options.socket_timeout
+
+    def terms(self, timeout: float) -> Terms:
+        """What to ask a lease of that length for, on behalf of whoever runs here."""
+        settings = self.settings
+        return Terms(timeout, settings.clock_skew, settings.replicas, owner(), self.patience)
+
+    def run(self, flow: Generator[Step, object, T]) -> T:
+        return drivers.run(carry(flow, self.topology), self.connections)
+
+    async def arun(self, flow: Generator[Step, object, T]) -> T:
+        return await drivers.arun(carry(flow, self.topology), await self._connections_here())
+
+    def perform(self, flow: Generator[Action, object, T]) -> T:
+        """Runs a flow that has no calls of the protocol in it but speaks to nodes itself."""
+        return drivers.run(flow, self.connections)
+
+    def close(self) -> None:
+        """Closes all idle connections."""
+        self.connections.forget()
+        for connections in self._async.values():
+            connections.forget()
+
+    async def _connections_here(self) -> AsyncConnections:
+        loop = asyncio.get_running_loop()
+        connections = self._async.get(loop)
+        if connections is None:
+            self._async = {loop: pool for loop, pool in self._async.items() if not loop.is_closed()}
+            connections = self._async[loop] = await AsyncConnections.open(self.options)
+        return connections
+
+
+class Aliases:
+    """Gives the `Alias` of a name, one in each process, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Alias] = {}
+        self._making = threading.Lock()
+
+    def __getitem__(self, name: str) -> Alias:
+        alias = self._made.get(name)
+        if alias is None:
+            with self._making:
+                alias = self._made.get(name) or self._made.setdefault(name, Alias(conf.load(name)))
+        return alias
+
+    def close(self) -> None:
+        """Closes all connections; each alias is made anew from the settings when it is next used."""
+        made, self._made = self._made, {}
+        for alias in made.values():
+            alias.close()
+
+    def start_anew(self) -> None:
+        """Forgets what a fork copied: sockets the parent still uses, locks its threads held, its renewer."""
+        made = self._made
+        self.__init__()  # type: ignore[misc]
+        for alias in made.values():
+            alias.connections.forget(close=False)
+
+
+def owner() -> tuple[bytes, bytes, bytes, bytes]:
+    """Who asks: host, process, thread or asyncio task, Celery task."""
+    return HOST, b"%d" % os.getpid(), threading.current_thread().name.encode()[:LONGEST_FIELD], b""
+
+
+def _on_setting_changed(*, setting: str, **_: Any) -> None:
+    if setting in {"CLUSTER_LOCKS", "CACHES"}:
+        aliases.close()
+
+
+aliases = Aliases()
+setting_changed.connect(_on_setting_changed)
+os.register_at_fork(after_in_child=aliases.start_anew)

@@ -1,0 +1,362 @@
+"""What a handle holds, and what it does as flows of the protocol: written once for both faces of the lock."""
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import threading
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+from weakref import ReferenceType, ref
+
+from django_cluster_lock import names, protocol, scripts
+from django_cluster_lock.aliases import Alias, aliases
+from django_cluster_lock.conf import DEFAULT_ALIAS
+from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
+from django_cluster_lock.lease import Lease
+from django_cluster_lock.names import Keys
+from django_cluster_lock.protocol import Call, Grant, Reply, Step, Terms
+
+T = TypeVar("T")
+Flow: TypeAlias = Generator[Step, object, T]
+ReleaseOn: TypeAlias = Literal["commit", "exit"]
+MAX_HOLD = 3600.0
+logger = logging.getLogger("django_cluster_lock")
+
+
+class Unset:
+    """Stands for an argument that was not given, where None means something."""
+
+
+UNSET = Unset()
+_held_by: dict[tuple[str, bytes], tuple["Place", ReferenceType[Lease]]] = {}
+current: ContextVar[tuple["Holding", ...]] = ContextVar("django_cluster_lock_current", default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where code runs: a thread or greenlet and, in an event loop, the asyncio task."""
+
+    thread: int
+    task: "asyncio.Task[Any] | None"
+
+    @classmethod
+    def here(cls) -> "Place":
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        return cls(threading.get_ident(), task)
+
+
+class Holding:
+    """The state of a handle and its flows; `Lock` puts the two faces on it."""
+
+    def __init__(
+        self,
+        name: str | Iterable[str],
+        *,
+        alias: str = DEFAULT_ALIAS,
+        timeout: float | Unset = UNSET,
+        blocking: bool = True,
+        blocking_timeout: float | Unset | None = UNSET,
+        renew: bool = True,
+        max_hold: float = MAX_HOLD,
+        tag: str | None = None,
+        release_on: ReleaseOn = "commit",
+        raise_on_release_error: bool = True,
+    ) -> None:
+        self.names = (name,) if isinstance(name, str) else tuple(dict.fromkeys(name))
+        if not self.names:
+            raise ValueError("a lock needs a name; the list of names is empty")
+        for each in self.names:
+            names.check_name(each)
+        if release_on not in ("commit", "exit"):
+            raise ValueError(f"release_on must be 'commit' or 'exit', not {release_on!r}")
+        self.alias = alias
+        self.tag = tag
+        self.blocking = blocking
+        self.renew = renew
+        self.max_hold = positive("max_hold", max_hold)
+        self.release_on = release_on
+        self.raise_on_release_error = raise_on_release_error
+        self._timeout = timeout if isinstance(timeout, Unset) else positive("timeout", timeout)
+        self._blocking_timeout = blocking_timeout
+        if not isinstance(blocking_timeout, Unset):
+            wait_of(blocking_timeout)
+        self._leases: dict[Place, list[Lease]] = {}  # by where they were acquired
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {', '.join(map(repr, self.names))}>"
+
+    @property
+    def name(self) -> str:
+        """The lock's name; of several, all of them."""
+        return ", ".join(self.names)
+
+    @property
+    def timeout(self) -> float:
+        """The length of a lease in seconds."""
+        return self._alias.settings.timeout if isinstance(self._timeout, Unset) else self._timeout
+
+    @property
+    def fence(self) -> int:
+        """The number of this lease, greater than that of every earlier lease of the lock; of several, see `fences`.
+
+        Raises:
+            LockNotHeld: nothing is held here.
+        """
+        if len(self.names) > 1:
+            raise ValueError(f"{self!r} holds several locks, each with a fence of its own: use lock.fences[name]")
+        return self._held()[0].grant.fence
+
+    @property
+    def fences(self) -> Mapping[str, int]:
+        """The fence of each lock by its name."""
+        return {lease.name: lease.grant.fence for lease in self._held()}
+
+    @property
+    def token(self) -> str:
+        """What identifies the lease held here."""
+        return _joined(self._held())
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease held here can no longer be trusted."""
+        return any(lease.trouble() for lease in self._held())
+
+    @property
+    def valid_for(self) -> float:
+        """For how many seconds the lease held here can be trusted; renewal moves that on."""
+        now = time.monotonic()
+        return max(0.0, min(0.0 if lease.trouble(now) else lease.valid_until - now for lease in self._held()))
+
+    def raise_if_lost(self) -> None:
+        """Raises LockLost once the lease can no longer be trusted, LockNotHeld if there is none."""
+        for lease in self._held():
+            if reason := lease.trouble():
+                raise LockLost(lease.name, reason)
+
+    # Flows
+
+    def _acquiring(
+        self,
+        blocking: bool | None = None,
+        blocking_timeout: float | Unset | None = UNSET,
+        token: str | bytes | None = None,
+    ) -> Flow[None]:
+        alias, place = self._alias, Place.here()
+        locks = self._keys()
+        wait = self._wait(blocking, blocking_timeout)
+        if wait:
+            for keys in locks:
+                self._refuse_waiting_for_itself(keys, place)
+        terms = alias.terms(self.timeout)
+        now = time.monotonic()
+        if len(locks) == 1:
+            own = new_token() if token is None else bytes_of(token)
+            grant = yield from protocol.acquire(locks[0], own, terms, now=now, until=now + wait, blocking=wait > 0)
+            grants = [grant]
+        else:
+            if token is not None:
+                raise TypeError(f"{self!r}: a token of your own is for a single lock")
+            grants = yield from protocol.acquire_all(
+                locks, new_token, terms, now=now, until=now + wait, blocking=wait > 0
+            )
+        self._hold(place, grants, terms)
+
+    def _acquiring_if_free(
+        self, blocking: bool | None, blocking_timeout: float | Unset | None, token: str | bytes | None
+    ) -> Flow[bool]:
+        try:
+            yield from self._acquiring(blocking, blocking_timeout, token)
+        except LockBusy:
+            return False
+        return True
+
+    def _releasing(self) -> Flow[None]:
+        yield from self._letting_go(self._give_up())
+
+    def _letting_go(self, leases: Sequence[Lease]) -> Flow[None]:
+        """Frees what was held. Each lease is closed before, so that no renewal counts any more."""
+        now = time.monotonic()
+        reasons = {lease.name: lease.trouble(now) for lease in leases}
+        grants = [lease.grant for lease in leases]
+        deadline, valid_until = now + self._alias.patience, min(lease.valid_until for lease in leases)
+        if len(grants) == 1:
+            released = yield from protocol.release(grants[0], deadline=deadline, valid_until=valid_until)
+            failed: list[Grant | LockError] = [] if released else list(grants)
+        else:
+            failed = yield from protocol.release_all(grants, deadline=deadline, valid_until=valid_until)
+        for failure in failed:
+            if isinstance(failure, LockError):
+                raise failure
+            reasons[failure.keys.name] = reasons[failure.keys.name] or "Redis no longer knew its lease"
+        for name, reason in reasons.items():
+            if reason:
+                raise LockLost(name, reason)
+
+    def _leaving(self, error: BaseException | None) -> Flow[None]:
+        """Frees the lock at the end of a ``with``; what the block raised is more telling than a failing release."""
+        try:
+            yield from self._releasing()
+        except LockError as failure:
+            if error is None and self.raise_on_release_error:
+                raise
+            logger.warning("lock.release_failed", extra={"lock": self.name, "reason": str(failure)})
+
+    def _extending(self, additional_time: float, replace: bool) -> Flow[bool]:
+        for lease in self._held():
+            now = time.monotonic()
+            if reason := lease.trouble(now):
+                raise LockLost(lease.name, reason)
+            left = 0.0 if replace else lease.valid_until - now
+            terms = lease.terms.lasting(left + additional_time)
+            grant = yield from protocol.renew(lease.grant, terms, deadline=min(lease.valid_until, now + terms.patience))
+            if grant is None:
+                lease.lose("Redis no longer knows its lease")
+                raise LockLost(lease.name, lease.lost)
+            lease.renewed(grant)
+            if replace:
+                lease.valid_until = grant.valid_until
+        return True
+
+    def _owning(self) -> Flow[bool]:
+        leases = self._find()
+        for lease in leases:
+            reply = yield from self._look(lease.grant.keys)
+            if reply.status != b"held" or reply.details[0] != lease.grant.token:
+                return False
+        return bool(leases)
+
+    def _looking(self) -> Flow[bool]:
+        for keys in self._keys():
+            reply = yield from self._look(keys)
+            if reply.status == b"held":
+                return True
+        return False
+
+    def _look(self, keys: Keys) -> Flow[Reply]:
+        return protocol.ask(Call(keys, scripts.LOOK, (), time.monotonic() + self._alias.patience))
+
+    def _detaching(self) -> Flow[str]:
+        yield from self._extending(self.timeout, replace=True)
+        return _joined(self._give_up())
+
+    def _attaching(self, token: str | bytes) -> Flow[None]:
+        locks, terms, now = self._keys(), self._alias.terms(self.timeout), time.monotonic()
+        tokens = bytes_of(token).split(SEPARATOR) if len(locks) > 1 else [bytes_of(token)]
+        if len(tokens) != len(locks):
+            raise ValueError(f"{self!r} holds {len(locks)} locks, but the token is for {len(tokens)}")
+        grants = []
+        for keys, own in zip(locks, tokens, strict=True):
+            before = Grant(keys, own, fence=0, valid_until=now + terms.patience, unanswered=False)
+            grant = yield from protocol.renew(before, terms, deadline=now + terms.patience)
+            if grant is None:
+                raise LockLost(keys.name, "the detached lease has ended or was released")
+            grants.append(grant)
+        self._hold(Place.here(), grants, terms)
+
+    # State
+
+    @property
+    def _alias(self) -> Alias:
+        return aliases[self.alias]
+
+    def _keys(self) -> list[Keys]:
+        """The locks in the order all callers share, so that none waits for the other in a circle."""
+        prefix = self._alias.settings.key_prefix
+        locks = [names.keys_of(prefix, name, self.tag) for name in self.names]
+        return sorted(locks, key=lambda keys: (keys.slot, keys.name))
+
+    def _wait(self, blocking: bool | None, blocking_timeout: float | Unset | None) -> float:
+        """How many seconds to wait, 0 for not at all."""
+        if not (self.blocking if blocking is None else blocking):
+            return 0.0
+        for chosen in (blocking_timeout, self._blocking_timeout, self._alias.settings.blocking_timeout):
+            if not isinstance(chosen, Unset):
+                return wait_of(chosen)
+        raise AssertionError
+
+    def _refuse_waiting_for_itself(self, keys: Keys, place: Place) -> None:
+        holder, lease = _held_by.get((self.alias, keys.record), (None, None))
+        held = lease() if lease else None
+        if holder == place and held is not None and not held.closed and not held.trouble():
+            raise LockError(keys.name, "it is held right here already, so that waiting for it would never end")
+
+    def _hold(self, place: Place, grants: Iterable[Grant], terms: Terms) -> None:
+        alias, leases = self._alias, []
+        for grant in grants:
+            lease = Lease(grant, terms, max_hold=self.max_hold)
+            leases.append(lease)
+            _held_by[self.alias, grant.keys.record] = (place, ref(lease))
+            if self.renew:
+                alias.renewer.add(lease)
+        self._leases[place] = leases
+        current.set((*current.get(), self))
+
+    def _give_up(self) -> list[Lease]:
+        """Takes the leases held here off the handle; they are no longer renewed."""
+        leases = self._held()
+        for place, held in list(self._leases.items()):
+            if held is leases:
+                del self._leases[place]
+        for lease in leases:
+            lease.closed = True
+            _held_by.pop((self.alias, lease.grant.keys.record), None)
+        current.set(tuple(lock for lock in current.get() if lock is not self))
+        return leases
+
+    def _held(self) -> list[Lease]:
+        leases = self._find()
+        if not leases:
+            raise LockNotHeld(self.name)
+        return leases
+
+    def _find(self) -> list[Lease]:
+        """The leases held here. In an event loop also one that another task acquired, if it is the only one.
+
+        (`asyncio.wait_for` runs what it waits for in a task of its own before Python 3.12.)
+        """
+        place = Place.here()
+        leases = self._leases.get(place)
+        if leases is None and place.task:
+            others = [held for other, held in self._leases.items() if other.task and other.thread == place.thread]
+            leases = others[0] if len(others) == 1 else None
+        return leases if leases and leases[0].pid == os.getpid() else []
+
+
+SEPARATOR = b"."
+
+
+def new_token() -> bytes:
+    """A token that no other lease has: 16 characters of 96 random bits."""
+    return secrets.token_urlsafe(12).encode()
+
+
+def bytes_of(token: str | bytes) -> bytes:
+    return token.encode() if isinstance(token, str) else token
+
+
+def _joined(leases: Iterable[Lease]) -> str:
+    return SEPARATOR.join(lease.grant.token for lease in leases).decode()
+
+
+def positive(argument: str, seconds: object) -> float:
+    """The seconds, or an error that names the argument."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise ValueError(f"{argument} must be a positive number of seconds, not {seconds!r}")
+    return float(seconds)
+
+
+def wait_of(blocking_timeout: object) -> float:
+    """How many seconds to wait; None means as long as it takes."""
+    if blocking_timeout is None:
+        return math.inf
+    if isinstance(blocking_timeout, bool) or not isinstance(blocking_timeout, int | float) or blocking_timeout < 0:
+        raise ValueError(f"blocking_timeout must be None or a number of seconds from 0 on, not {blocking_timeout!r}")
+    return float(blocking_timeout)

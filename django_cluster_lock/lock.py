@@ -1,0 +1,166 @@
+"""The handle of a lock: its blocking face, and its asyncio face with the prefix ``a``, over the same flows."""
+
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+from django_cluster_lock.holding import UNSET, Flow, Holding, Unset, current, positive
+
+T = TypeVar("T")
+
+
+def current_lock() -> "Lock | None":
+    """The innermost lock held here, for code that runs under a decorator; None if there is none."""
+    held = current.get()
+    return cast(Lock, held[-1]) if held else None
+
+
+class Lock(Holding):
+    """A lock on Redis Cluster, or several that are held together. Made by `cache_lock`.
+
+    Each thread and asyncio task that acquires through one handle has a lease of its own. All times are seconds.
+
+    Args:
+        name: a name, or several: then all are acquired, or none.
+        alias: which entry of CLUSTER_LOCKS it belongs to.
+        timeout: the length of a lease; by default the setting TIMEOUT.
+        blocking: whether `acquire` waits.
+        blocking_timeout: how long it waits; None for as long as it takes; by default the setting BLOCKING_TIMEOUT.
+        renew: whether a held lease is renewed until it is released.
+        max_hold: how long it is renewed at most.
+        tag: a hash tag to share with other keys in Redis Cluster.
+        release_on: leaving ``with`` inside an open transaction frees the lock when that ends ("commit", whether it
+            commits or rolls back) or at once ("exit").
+        raise_on_release_error: whether leaving ``with`` raises when the release fails.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used; the message names it.
+    """
+
+    # The blocking face
+
+    def acquire(
+        self,
+        blocking: bool | None = None,
+        blocking_timeout: float | Unset | None = UNSET,
+        token: str | bytes | None = None,
+    ) -> bool:
+        """Acquires the lock; arguments default to the handle's.
+
+        Args:
+            token: what is to identify the lease, unique among all leases ever; by default a random one.
+
+        Returns:
+            Whether it was acquired.
+
+        Raises:
+            LockUnavailable: Redis could not be asked. LockNotReplicated: too few replicas acknowledged.
+            LockError: this thread or task holds it already, so that waiting would never end.
+        """
+        return self._run(self._acquiring_if_free(blocking, blocking_timeout, token))
+
+    def release(self) -> None:
+        """Frees the lock.
+
+        Raises:
+            LockNotHeld: nothing is held here.
+            LockLost: the lease had ended before.
+            LockUnavailable: Redis could not be told; the lock comes free when the lease ends.
+        """
+        self._run(self._releasing())
+
+    def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
+        """Adds to the time left of the lease, or sets it.
+
+        Raises:
+            LockNotHeld: nothing is held here. LockLost: the lease has ended. LockUnavailable: it could not be asked.
+        """
+        return self._run(self._extending(positive("additional_time", additional_time), replace_ttl))
+
+    def reacquire(self) -> bool:
+        """Sets the time left of the lease to the full timeout. Raises as `extend`."""
+        return self._run(self._extending(self.timeout, replace=True))
+
+    def owned(self) -> bool:
+        """Whether Redis too says that the lock is held by this handle's lease."""
+        return self._run(self._owning())
+
+    def locked(self) -> bool:
+        """Whether anybody holds the lock; of several, any of them."""
+        return self._run(self._looking())
+
+    def detach(self) -> str:
+        """Renews the lease once, leaves it to itself, and gives the token to `attach` it with elsewhere.
+
+        Raises:
+            LockNotHeld, LockLost, LockUnavailable: as `extend`.
+        """
+        return self._run(self._detaching())
+
+    def attach(self, token: str | bytes) -> None:
+        """Takes over a detached lease: renews it at once, and holds it from then on.
+
+        Raises:
+            LockLost: it has ended. LockUnavailable: it could not be asked.
+        """
+        self._run(self._attaching(token))
+
+    def __enter__(self) -> Self:
+        self._run(self._acquiring())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._run(self._leaving(error))
+
+    # The asyncio face
+
+    async def aacquire(
+        self,
+        blocking: bool | None = None,
+        blocking_timeout: float | Unset | None = UNSET,
+        token: str | bytes | None = None,
+    ) -> bool:
+        """`acquire` for asyncio."""
+        return await self._arun(self._acquiring_if_free(blocking, blocking_timeout, token))
+
+    async def arelease(self) -> None:
+        """`release` for asyncio."""
+        await self._arun(self._releasing())
+
+    async def aextend(self, additional_time: float, replace_ttl: bool = False) -> bool:
+        """`extend` for asyncio."""
+        return await self._arun(self._extending(positive("additional_time", additional_time), replace_ttl))
+
+    async def areacquire(self) -> bool:
+        """`reacquire` for asyncio."""
+        return await self._arun(self._extending(self.timeout, replace=True))
+
+    async def aowned(self) -> bool:
+        """`owned` for asyncio."""
+        return await self._arun(self._owning())
+
+    async def alocked(self) -> bool:
+        """`locked` for asyncio."""
+        return await self._arun(self._looking())
+
+    async def adetach(self) -> str:
+        """`detach` for asyncio."""
+        return await self._arun(self._detaching())
+
+    async def aattach(self, token: str | bytes) -> None:
+        """`attach` for asyncio."""
+        await self._arun(self._attaching(token))
+
+    async def __aenter__(self) -> Self:
+        await self._arun(self._acquiring())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self._arun(self._leaving(error))
+
+    def _run(self, flow: Flow[T]) -> T:
+        return self._alias.run(flow)
+
+    async def _arun(self, flow: Flow[T]) -> T:
+        return await self._alias.arun(flow)

@@ -1,0 +1,129 @@
+"""The handle on every server: both faces, waiting, several names, renewal and loss."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from django_cluster_lock import LockError, LockLost, LockNotHeld, cache_lock, current_lock
+
+
+@pytest.fixture(autouse=True)
+def locks_on(settings, server, prefix):
+    settings.CLUSTER_LOCKS = {
+        "default": {"LOCATION": server.urls, "KEY_PREFIX": prefix, "TIMEOUT": 3, "BLOCKING_TIMEOUT": 10}
+    }
+
+
+def test_with_acquires_and_releases():
+    with cache_lock("invoice:42") as lock:
+        assert lock.owned()
+        assert current_lock() is lock
+        assert not cache_lock("invoice:42").acquire(blocking=False)
+    assert not lock.locked()
+    assert current_lock() is None
+
+
+def test_fences_grow():
+    fences = []
+    for _ in range(5):
+        with cache_lock("counter") as lock:
+            fences.append(lock.fence)
+    assert fences == sorted(set(fences))
+
+
+def test_waiting_for_itself_is_refused():
+    with cache_lock("a"), pytest.raises(LockError, match="held right here already"):
+        cache_lock("a").acquire()
+
+
+def test_released_once():
+    lock = cache_lock("a")
+    assert lock.acquire()
+    lock.release()
+    with pytest.raises(LockNotHeld):
+        lock.release()
+
+
+def test_a_lock_taken_by_force_is_lost(server, prefix):
+    lock = cache_lock("a")
+    lock.acquire()
+    server.admin().delete(f"{prefix}:lock:{{a}}")
+    with pytest.raises(LockLost):
+        lock.release()
+
+
+def test_renewal_keeps_it_beyond_its_timeout():
+    with cache_lock("a", timeout=1) as lock:
+        started = time.monotonic()
+        while time.monotonic() < started + 2.5:
+            assert lock.owned()
+            lock.raise_if_lost()
+
+
+def test_max_hold_ends_renewal():
+    lock = cache_lock("a", timeout=0.6, max_hold=0.7)
+    lock.acquire()
+    deadline = time.monotonic() + 10
+    while not lock.lost:
+        assert time.monotonic() < deadline
+    with pytest.raises(LockLost):
+        lock.release()
+
+
+def test_detached_here_attached_elsewhere():
+    lock = cache_lock("a")
+    lock.acquire()
+    fence, token = lock.fence, lock.detach()
+    with pytest.raises(LockNotHeld):
+        lock.release()
+    attached = []
+
+    def elsewhere():
+        other = cache_lock("a")
+        other.attach(token)
+        attached.append(other.fence)
+        other.release()
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert attached == [fence]
+    assert not lock.locked()
+
+
+async def test_waiters_are_served_in_order(server, prefix):
+    order, admin = [], server.admin()
+
+    async def work(number):
+        async with cache_lock("a", blocking_timeout=30):
+            order.append(number)
+
+    async with cache_lock("a"):
+        waiting = []
+        for number in range(20):
+            waiting.append(asyncio.ensure_future(work(number)))
+            while sum(field.startswith(b"w") for field in admin.hkeys(f"{prefix}:lock:{{a}}")) <= number:
+                await asyncio.sleep(0.001)
+    await asyncio.gather(*waiting)
+    assert order == list(range(20))
+
+
+def test_several_at_once():
+    with cache_lock(["b", "a", "b"]) as locks:
+        assert set(locks.fences) == {"a", "b"}
+        assert not cache_lock("b").acquire(blocking=False)
+    assert not locks.locked()
+
+
+def test_several_or_none():
+    with cache_lock("b"):
+        results = []
+        thread = threading.Thread(
+            target=lambda: results.append(cache_lock(["a", "b", "c"]).acquire(blocking_timeout=0.2))
+        )
+        thread.start()
+        thread.join()
+        assert results == [False]
+        assert not cache_lock(["a", "c"]).locked()
