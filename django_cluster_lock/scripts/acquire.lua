@@ -6,35 +6,37 @@
 --         {'busy',   ms left of the lease, 0, host, pid, thread, task}
 --         {'over'}   the token was cancelled
 local token, ttl, alive, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local field = read('t', 'f', 'd', 'a', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
-local holder, fence, deadline, newest = field[1], field[2], number(field[3]), number(field[4])
+local field = read('t', 'f', 'd', 'a', 'qh', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
+local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 
-for i = 5, 12 do
-  local cancelled, expires = (field[i] or ''):match('^(.*):(%d+)$')
-  if cancelled == token and tonumber(expires) > now then
-    return {'over'}
+for i = 6, 13 do
+  if field[i] then
+    local cancelled, expires = field[i]:match('^(.*):(%d+)$')
+    if cancelled == token and tonumber(expires) > now then
+      return {'over'}
+    end
   end
 end
 
 local held = holder and deadline > now
 local mine = held and holder == token
 local first, _, more
-if not mine and (alive > 0 or not held) then
+if queue and not mine and (alive > 0 or not held) then
   first, _, more = first_waiter()
 end
 
 if mine or (not held and not more and (not first or first == token)) then
-  local since = {}
+  local existed, since = fence, {}
   if not mine then
-    leave_queue(token)
+    if queue then leave_queue(token) end
     fence, deadline = text(next_fence(fence)), 0
     since = {'s', text(now)}
   end
   deadline = math.max(deadline, now + ttl)
-  expire(deadline, newest)  -- first: full memory must not keep a waiter from its grant
+  if existed then expire(deadline, newest) end  -- first: full memory must not keep a waiter from its grant
   redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),
     'h', ARGV[5], 'p', ARGV[6], 'r', ARGV[7], 'k', ARGV[8], unpack(since))
-  if not mine then expire(deadline, newest) end
+  if not existed then expire(deadline, newest) end
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
   return {'own', tonumber(fence)}
 end

@@ -9,8 +9,8 @@
 local MARK_LIFE = 60000
 
 local token, mark, member, index, wake = ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4], ARGV[5]
-local field = read('t', 'f', 'd', 'a', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
-local holder, fence, deadline, newest = field[1], field[2], number(field[3]), number(field[4])
+local field = read('t', 'f', 'd', 'a', 'qh')
+local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 local mine = holder == token
 local answer = mine and deadline > now and 'released' or 'not owner'
 
@@ -18,12 +18,12 @@ if mine then
   redis.call('HDEL', record, 't', 'd', 'h', 'p', 'r', 'k', 's')
   holder = nil
 end
-leave_queue(token)
+if queue then leave_queue(token) end
 
 local next, more
 if not holder or deadline <= now then
   local alive
-  next, alive, more = first_waiter()
+  if queue then next, alive, more = first_waiter() end
   deadline = 0
   if next then
     leave_queue(next)
@@ -36,10 +36,10 @@ end
 
 if mark then
   local oldest, expires
-  for i = 0, 7 do
-    local ends = tonumber((field[5 + i] or ''):match(':(%d+)$') or 0)
+  for i, cancelled in ipairs(read('x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')) do
+    local ends = tonumber((cancelled or ''):match(':(%d+)$') or 0)
     if not expires or ends < expires then
-      oldest, expires = i, ends
+      oldest, expires = i - 1, ends
     end
   end
   redis.call('HSET', record, 'x' .. oldest, token .. ':' .. text(now + MARK_LIFE))
