@@ -127,87 +127,162 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
     Raises:
         LockUnavailable: no answer before the deadline, or an error that repeating will not change.
     """
-    slot = call.keys.slot
-    node, asking, in_full = routes.primary(slot), False, False
-    first_sent: float | None = None
-    unanswered, blocking, pause, redirections = False, call.block is not None, FIRST_PAUSE, 0
+    course = Course(call, routes)
     while True:
         if outcome is None:
-            if node is None:
+            if course.node is None:
                 yield from learn(routes, None, call.deadline)
-                if routes.refused:
-                    raise unavailable(call, routes.refused, unanswered=unanswered)
-                node = routes.primary(slot)
-            outcome = yield from attempt(call, node, routes, asking=asking, in_full=in_full, blocking=blocking)
-        asked, node, was_asking = node, None, asking
-        retry_now = asking = False
-        if isinstance(outcome, NoAnswer):
-            reason = outcome.reason
-            if outcome.sent is not None:
-                unanswered = True
-                first_sent = first_sent or outcome.sent
-        else:
-            value = outcome.values[int(blocking) + int(was_asking)]
+                course.find_node()
+            outcome = (yield from sent(course.request())) if course.node else course.nowhere()
+        if isinstance(outcome, Answer):
+            value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
-                if blocking and isinstance(outcome.values[0], Refusal):
+                if course.blocking and isinstance(outcome.values[0], Refusal):
                     yield Pause(FIRST_PAUSE)  # the sleep failed at once: a slot on the move must not make us spin
-                needed = needed_by(call, routes)
-                acks = outcome.values[-1] if needed else 0
-                parts = value if isinstance(value, list) else [value]
-                return Reply(
-                    parts[0],
-                    parts[1:],
-                    outcome.sent,
-                    outcome.now,
-                    acks if isinstance(acks, int) else 0,
-                    needed,
-                    first_sent or outcome.sent,
-                    unanswered,
-                )
-            reason = str(value)
-            if value.code == "NOSCRIPT":
-                node, in_full, retry_now = asked, True, True
-            elif value.code in {"MOVED", "ASK"} and asked is not None:
-                redirections += 1
-                node, retry_now = routes.redirected(reason.split()[2], asked), redirections <= REDIRECTIONS
-                asking = value.code == "ASK"
-                if not asking:
-                    routes.moved(slot, node)
-                    yield from learn(routes, outcome.now)
-            elif value.code not in TRANSIENT:
-                raise unavailable(call, reason, unanswered=unanswered)
-        if not retry_now:
-            if call.once or outcome.now >= call.deadline:
-                raise unavailable(call, reason, unanswered=unanswered)
-            if asked is not None and isinstance(outcome, NoAnswer):
-                routes.suspect(asked)
+                return course.reply(outcome, value)
+            course.refused(value, outcome.now)
+        else:
+            course.unheard(outcome)
+        if course.layout_is_old:
             yield from learn(routes, outcome.now, call.deadline)
-            yield Pause(min(pause, max(call.deadline - outcome.now, 0.001)))
-            pause = min(pause * 2, LONGEST_PAUSE)
-        blocking = False
-        node = node or routes.primary(slot)
+        if course.pause:
+            yield Pause(min(course.pause, max(call.deadline - outcome.now, 0.001)))
+        course.find_node()
         outcome = None
 
 
-def attempt(
-    call: Call, node: Node | None, routes: Routes, *, asking: bool, in_full: bool, blocking: bool
-) -> Generator[Action, object, Answer | NoAnswer]:
-    """One request to one node, and what came of it."""
-    if node is None:
-        return NoAnswer(f"no node serves its slot {call.keys.slot}", routes.learned_at)
+class Course:
+    """How the next attempt at a call is to be made, and what the earlier ones left behind."""
+
+    __slots__ = (
+        "_backoff",
+        "_next",
+        "_redirections",
+        "asking",
+        "blocking",
+        "call",
+        "first_sent",
+        "in_full",
+        "layout_is_old",
+        "node",
+        "pause",
+        "routes",
+        "unanswered",
+    )
+
+    def __init__(self, call: Call, routes: Routes) -> None:
+        self.call, self.routes = call, routes
+        self.node = routes.primary(call.keys.slot)
+        self.blocking = call.block is not None
+        self.asking = self.in_full = self.layout_is_old = self.unanswered = False
+        self.first_sent: float | None = None
+        self.pause = 0.0
+        self._next: Node | None = None
+        self._backoff = FIRST_PAUSE
+        self._redirections = 0
+
+    @property
+    def skips(self) -> int:
+        """How many answers come before the script's."""
+        return int(self.blocking) + int(self.asking)
+
+    def request(self) -> Send:
+        """The request to the node: a sleep at the first attempt, the script, the wait for replicas."""
+        call, commands, blocks = self.call, list[Command](), 0.0
+        assert self.node is not None
+        if self.blocking and call.block:
+            commands.append((b"BLPOP", call.block.key, b"%.3f" % call.block.seconds))
+            blocks += call.block.seconds
+        if self.asking:
+            commands.append((b"ASKING",))
+        commands.append(command(call, in_full=self.in_full))
+        if needed := needed_by(call, self.routes):
+            commands.append(wait(needed, call.acknowledged_within))
+            blocks += call.acknowledged_within
+        return Send(self.node, commands, blocks, call.deadline)
+
+    def reply(self, answer: Answer, value: object) -> Reply:
+        return replied(self.call, self.routes, answer, value, self.first_sent, unanswered=self.unanswered)
+
+    def nowhere(self) -> NoAnswer:
+        return NoAnswer(f"no node serves its slot {self.call.keys.slot}", self.routes.learned_at)
+
+    def find_node(self) -> None:
+        """Where to send the next attempt.
+
+        Raises:
+            LockUnavailable: every node refuses to let us in.
+        """
+        if self.routes.refused:
+            raise self._unavailable(self.routes.refused)
+        self.node, self._next = self._next or self.routes.primary(self.call.keys.slot), None
+
+    def unheard(self, failure: NoAnswer) -> None:
+        """An attempt stayed without an answer."""
+        if failure.sent is not None:
+            self.unanswered = True
+            self.first_sent = self.first_sent or failure.sent
+        if self.node:
+            self.routes.suspect(self.node)
+        self._later(failure.reason, failure.now)
+
+    def refused(self, refusal: Refusal, now: float) -> None:
+        """A server answered with an error: a redirection, something that passes, or the end."""
+        code = refusal.code
+        if code == "NOSCRIPT":
+            self._at_once(self.node)
+            self.in_full = True
+        elif code in {"MOVED", "ASK"} and self.node:
+            target = self.routes.redirected(str(refusal).split()[2], self.node)
+            self._redirections += 1
+            if self._redirections <= REDIRECTIONS:
+                self._at_once(target)
+            else:
+                self._later(str(refusal), now)
+            self.asking, self._next = code == "ASK", target
+            if code == "MOVED":
+                self.routes.moved(self.call.keys.slot, target)
+                self.layout_is_old = True
+        elif code in TRANSIENT:
+            self._later(str(refusal), now)
+        else:
+            raise self._unavailable(str(refusal))
+
+    def _at_once(self, node: Node | None) -> None:
+        self._next, self.pause = node, 0.0
+        self.blocking = self.asking = self.layout_is_old = False
+
+    def _later(self, reason: str, now: float) -> None:
+        if self.call.once or now >= self.call.deadline:
+            raise self._unavailable(reason)
+        self._at_once(None)
+        self.pause, self.layout_is_old = self._backoff, True
+        self._backoff = min(self._backoff * 2, LONGEST_PAUSE)
+
+    def _unavailable(self, reason: str) -> LockUnavailable:
+        error = LockUnavailable(self.call.keys.name, reason)
+        error.unanswered = self.unanswered
+        return error
+
+
+def replied(
+    call: Call, routes: Routes, answer: Answer, value: object, first_sent: float | None, *, unanswered: bool
+) -> Reply:
+    """A script's answer in the protocol's terms."""
     needed = needed_by(call, routes)
-    commands: list[Command] = []
-    blocks = 0.0
-    if blocking and call.block:
-        commands.append((b"BLPOP", call.block.key, b"%.3f" % call.block.seconds))
-        blocks += call.block.seconds
-    if asking:
-        commands.append((b"ASKING",))
-    commands.append(command(call, in_full=in_full))
-    if needed:
-        commands.append((b"WAIT", b"%d" % needed, b"%d" % (call.acknowledged_within * 1000)))
-        blocks += call.acknowledged_within
-    return (yield from sent(Send(node, commands, blocks, call.deadline)))
+    acks = answer.values[-1] if needed else 0
+    status, details = (value[0], value[1:]) if isinstance(value, list) else (value, ())
+    assert isinstance(status, bytes)
+    return Reply(
+        status,
+        details,
+        answer.sent,
+        answer.now,
+        acks if isinstance(acks, int) else 0,
+        needed,
+        first_sent or answer.sent,
+        unanswered,
+    )
 
 
 def sent(send: Send) -> Generator[Action, object, Answer | NoAnswer]:
@@ -242,11 +317,15 @@ def exchange_all(batch: Batch, routes: Routes) -> Generator[Action, object, list
     for node, positions in by_node.items():
         shared = answered.get(node)
         for place, position in enumerate(positions):
-            own = shared
+            call, own = batch.calls[position], shared
             if isinstance(shared, Answer):
-                own = Answer([shared.values[place], shared.values[-1]], shared.sent, shared.now)
+                value = shared.values[place]
+                if not isinstance(value, Refusal):
+                    results[position] = replied(call, routes, shared, value, None, unanswered=False)
+                    continue
+                own = Answer([value], shared.sent, shared.now)
             try:
-                results[position] = yield from exchange(batch.calls[position], routes, own)
+                results[position] = yield from exchange(call, routes, own)
             except LockError as error:
                 results[position] = error
     return [results[position] for position in range(len(batch.calls))]
@@ -258,7 +337,7 @@ def request_all(calls: Sequence[Call], node: Node, routes: Routes) -> Send:
     blocks = 0.0
     if needed:
         blocks = max(call.acknowledged_within for call in calls)
-        commands.append((b"WAIT", b"%d" % needed, b"%d" % (blocks * 1000)))
+        commands.append(wait(needed, blocks))
     return Send(node, commands, blocks, max(call.deadline for call in calls))
 
 
@@ -266,6 +345,10 @@ def command(call: Call, *, in_full: bool = False) -> Command:
     keys = (call.keys.record, call.keys.index)[: call.script.key_count]
     how = (b"EVAL", call.script.text) if in_full else (b"EVALSHA", call.script.sha)
     return (*how, b"%d" % len(keys), *keys, *call.args)
+
+
+def wait(replicas: int, seconds: float) -> Command:
+    return b"WAIT", b"%d" % replicas, b"%d" % max(seconds * 1000, 1)
 
 
 def needed_by(call: Call, routes: Routes) -> int:
@@ -285,9 +368,3 @@ def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) 
             return
         if outcome.now >= deadline:
             return
-
-
-def unavailable(call: Call, reason: str, *, unanswered: bool) -> LockUnavailable:
-    error = LockUnavailable(call.keys.name, reason)
-    error.unanswered = unanswered
-    return error

@@ -9,8 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from weakref import ReferenceType, ref
 
 from django_cluster_lock import names, protocol, scripts
@@ -37,8 +36,7 @@ _held_by: dict[tuple[str, bytes], tuple["Place", ReferenceType[Lease]]] = {}
 current: ContextVar[tuple["Holding", ...]] = ContextVar("django_cluster_lock_current", default=())
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where code runs: a thread or greenlet and, in an event loop, the asyncio task."""
 
     thread: int
