@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Generator
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -15,8 +14,8 @@ from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.options import ConnectionOptions, connection_options
 from django_cluster_lock.connections.sync import Connections
 from django_cluster_lock.connections.topology import Topology
-from django_cluster_lock.exchange import Action, carry
-from django_cluster_lock.protocol import Step, Terms
+from django_cluster_lock.exchange import Actions, carry
+from django_cluster_lock.protocol import Flow, Terms
 from django_cluster_lock.renewal import Renewer
 
 T = TypeVar("T")
@@ -54,13 +53,13 @@ class Alias:
         settings = self.settings
         return Terms(timeout, settings.clock_skew, settings.replicas, owner(), self.patience)
 
-    def run(self, flow: Generator[Step, object, T]) -> T:
+    def run(self, flow: Flow[T]) -> T:
         return drivers.run(carry(flow, self.topology), self.connections)
 
-    async def arun(self, flow: Generator[Step, object, T]) -> T:
+    async def arun(self, flow: Flow[T]) -> T:
         return await drivers.arun(carry(flow, self.topology), await self._connections_here())
 
-    def perform(self, flow: Generator[Action, object, T]) -> T:
+    def perform(self, flow: Actions[T]) -> T:
         """Runs a flow that has no calls of the protocol in it but speaks to nodes itself."""
         return drivers.run(flow, self.connections)
 

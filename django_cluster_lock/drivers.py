@@ -5,18 +5,17 @@ never closes a flow.
 """
 
 import asyncio
-from collections.abc import Generator
 from typing import TypeVar
 
 from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.sync import Connections
-from django_cluster_lock.exchange import Action
+from django_cluster_lock.exchange import Actions
 
 T = TypeVar("T")
 _unfinished: set[asyncio.Task[object]] = set()
 
 
-def run(flow: Generator[Action, object, T], connections: Connections) -> T:
+def run(flow: Actions[T], connections: Connections) -> T:
     """Runs a flow and gives its result."""
     answer: object = None
     error: BaseException | None = None
@@ -33,9 +32,7 @@ def run(flow: Generator[Action, object, T], connections: Connections) -> T:
             error = raised
 
 
-async def arun(
-    flow: Generator[Action, object, T], connections: AsyncConnections, error: BaseException | None = None
-) -> T:
+async def arun(flow: Actions[T], connections: AsyncConnections, error: BaseException | None = None) -> T:
     """Runs a flow and gives its result. Once cancelled, what the flow still has to do is done in a task of its own."""
     answer: object = None
     while True:

@@ -9,10 +9,10 @@ import math
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from django_cluster_lock.errors import LockError, LockUnavailable
-from django_cluster_lock.protocol import Batch, Call, Reply, Step
+from django_cluster_lock.protocol import Batch, Call, Flow, Replies, Reply
 
 Node: TypeAlias = tuple[str, int]
 Command: TypeAlias = tuple[bytes, ...]
@@ -69,6 +69,7 @@ class Pause(NamedTuple):
 
 
 Action: TypeAlias = Send | SendAll | Pause
+Actions: TypeAlias = Generator[Action, Any, T]
 
 
 class Refusal(Exception):
@@ -101,7 +102,7 @@ class NoAnswer(Exception):
         self.reason, self.now, self.sent = reason, now, sent
 
 
-def carry(flow: Generator[Step, object, T], routes: Routes) -> Generator[Action, object, T]:
+def carry(flow: Flow[T], routes: Routes) -> Actions[T]:
     """The flow with each of its calls carried through. What a driver throws in reaches the flow."""
     reply: object = None
     error: BaseException | None = None
@@ -118,7 +119,7 @@ def carry(flow: Generator[Step, object, T], routes: Routes) -> Generator[Action,
             error = raised
 
 
-def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = None) -> Generator[Action, object, Reply]:
+def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = None) -> Actions[Reply]:
     """One call, carried through.
 
     Args:
@@ -133,7 +134,10 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
             if course.node is None:
                 yield from learn(routes, None, call.deadline)
                 course.find_node()
-            outcome = (yield from sent(course.request())) if course.node else course.nowhere()
+            try:
+                outcome = (yield course.request()) if course.node else course.nowhere()
+            except NoAnswer as failure:
+                outcome = failure
         if isinstance(outcome, Answer):
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
@@ -154,32 +158,17 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
 class Course:
     """How the next attempt at a call is to be made, and what the earlier ones left behind."""
 
-    __slots__ = (
-        "_backoff",
-        "_next",
-        "_redirections",
-        "asking",
-        "blocking",
-        "call",
-        "first_sent",
-        "in_full",
-        "layout_is_old",
-        "node",
-        "pause",
-        "routes",
-        "unanswered",
-    )
+    asking = in_full = layout_is_old = unanswered = False
+    first_sent: float | None = None
+    pause = 0.0
+    _next: Node | None = None
+    _backoff = FIRST_PAUSE
+    _redirections = 0
 
     def __init__(self, call: Call, routes: Routes) -> None:
         self.call, self.routes = call, routes
         self.node = routes.primary(call.keys.slot)
         self.blocking = call.block is not None
-        self.asking = self.in_full = self.layout_is_old = self.unanswered = False
-        self.first_sent: float | None = None
-        self.pause = 0.0
-        self._next: Node | None = None
-        self._backoff = FIRST_PAUSE
-        self._redirections = 0
 
     @property
     def skips(self) -> int:
@@ -285,16 +274,15 @@ def replied(
     )
 
 
-def sent(send: Send) -> Generator[Action, object, Answer | NoAnswer]:
+def sent(send: Send) -> Actions[Answer | NoAnswer]:
     try:
-        answer = yield send
+        answer: Answer = yield send
     except NoAnswer as failure:
         return failure
-    assert isinstance(answer, Answer)
     return answer
 
 
-def exchange_all(batch: Batch, routes: Routes) -> Generator[Action, object, list[Reply | LockError]]:
+def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     """Several calls at once, one write and one WAIT to each node; those that were refused go on one by one."""
     if any(routes.primary(call.keys.slot) is None for call in batch.calls):
         yield from learn(routes)
@@ -306,8 +294,7 @@ def exchange_all(batch: Batch, routes: Routes) -> Generator[Action, object, list
         for node, positions in by_node.items()
         if node is not None
     }
-    outcomes = yield SendAll(list(sends.values()))
-    assert isinstance(outcomes, list)
+    outcomes: list[Answer | NoAnswer] = yield SendAll(list(sends.values()))
     answered: dict[Node | None, Answer | NoAnswer] = dict(zip(sends, outcomes, strict=True))
     for node, outcome in answered.items():
         if isinstance(outcome, NoAnswer) and node is not None:
@@ -355,7 +342,7 @@ def needed_by(call: Call, routes: Routes) -> int:
     return routes.replicas(call.keys.slot) if call.replicas is None else call.replicas
 
 
-def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Generator[Action, object, None]:
+def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[None]:
     """Learns the layout anew from the first node that tells it before the deadline, unless that was just done."""
     if now is not None and now - routes.learned_at < LAYOUT_KEEPS:
         return

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from weakref import ReferenceType, ref
@@ -18,10 +18,9 @@ from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
 from django_cluster_lock.lease import Lease
 from django_cluster_lock.names import Keys
-from django_cluster_lock.protocol import Call, Grant, Reply, Step, Terms
+from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
 
 T = TypeVar("T")
-Flow: TypeAlias = Generator[Step, object, T]
 ReleaseOn: TypeAlias = Literal["commit", "exit"]
 MAX_HOLD = 3600.0
 logger = logging.getLogger("django_cluster_lock")

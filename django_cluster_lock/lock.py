@@ -3,7 +3,8 @@
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from django_cluster_lock.holding import UNSET, Flow, Holding, Unset, current, positive
+from django_cluster_lock.holding import UNSET, Holding, Unset, current, positive
+from django_cluster_lock.protocol import Flow
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ server's place. Time enters with the replies, as seconds of the caller's monoton
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from django_cluster_lock import scripts
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotReplicated, LockTimeout
@@ -22,27 +22,30 @@ WAIT_FOR_REPLICAS = 1.0
 GRACE = 0.5  # for the answer to a last question asked as the caller's time ends
 
 
-@dataclass(frozen=True, slots=True)
 class Terms:
-    """What a lease is asked for: its length and skew allowance in seconds, REPLICAS (None: all), its owner."""
+    """What a lease is asked for.
 
-    timeout: float
-    skew: float
-    replicas: int | None
-    owner: tuple[bytes, ...]
-    patience: float
+    Args:
+        timeout: its length in seconds.
+        skew: seconds by which servers' clocks may differ; the server adds them, its holder does not count on them.
+        replicas: how many must acknowledge it; None for all.
+        owner: who asks, as the record shows it.
+        patience: seconds to try for where the caller sets no limit.
+    """
 
-    @property
-    def ttl(self) -> bytes:
-        return milliseconds(self.timeout + self.skew)
+    __slots__ = ("alive", "owner", "patience", "replicas", "skew", "slice", "timeout", "ttl")
 
-    @property
-    def slice(self) -> float:
-        return min(LONGEST_SLICE, self.timeout / 3)
+    def __init__(
+        self, timeout: float, skew: float, replicas: int | None, owner: tuple[bytes, ...], patience: float
+    ) -> None:
+        self.timeout, self.skew, self.replicas, self.owner, self.patience = timeout, skew, replicas, owner, patience
+        self.slice = min(LONGEST_SLICE, timeout / 3)  # of a wait
+        self.ttl = milliseconds(timeout + skew)
+        self.alive = milliseconds(2 * self.slice)  # how long a waiter is believed to live after its last sign
 
     def lasting(self, timeout: float) -> "Terms":
         """The same terms for another length."""
-        return replace(self, timeout=timeout)
+        return Terms(timeout, self.skew, self.replicas, self.owner, self.patience)
 
 
 class Block(NamedTuple):
@@ -96,8 +99,7 @@ class Batch:
     calls: Sequence[Call]
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """A lease as granted. Valid until then on the caller's monotonic clock, never later than on the server's."""
 
     keys: Keys
@@ -107,7 +109,10 @@ class Grant:
     unanswered: bool
 
 
+T = TypeVar("T")
 Step: TypeAlias = Call | Batch
+Replies: TypeAlias = list[Reply | LockError]
+Flow: TypeAlias = Generator[Step, Any, T]
 
 
 def milliseconds(seconds: float) -> bytes:
@@ -116,7 +121,7 @@ def milliseconds(seconds: float) -> bytes:
 
 def acquire(
     keys: Keys, token: bytes, terms: Terms, *, now: float, until: float, blocking: bool, keep: list[Grant] | None = None
-) -> Generator[Step, object, Grant]:
+) -> Flow[Grant]:
     """Acquires a lock, waiting in its queue until then.
 
     Args:
@@ -132,7 +137,7 @@ def acquire(
     try:
         call = attempt(keys, token, terms, now=now, until=until, blocking=blocking)
         while True:
-            reply = yield from ask(call)
+            reply: Reply = yield call
             unanswered = unanswered or reply.unanswered
             if reply.status == b"own" and reply.now < reply.sent + terms.timeout:
                 return granted(keys, token, terms, reply, unanswered=unanswered)
@@ -147,7 +152,7 @@ def acquire(
     except BaseException as error:
         mark = unanswered or getattr(error, "unanswered", not isinstance(error, LockError))
         with suppress(LockError):
-            yield from ask(give_up(keys, token, mark=mark))
+            yield give_up(keys, token, mark=mark)
         raise
 
 
@@ -155,7 +160,7 @@ def attempt(
     keys: Keys, token: bytes, terms: Terms, *, now: float, until: float, blocking: bool, block: Block | None = None
 ) -> Call:
     """One call of the acquire script; while blocking it queues, and may follow a sleep."""
-    alive = milliseconds(2 * terms.slice) if blocking else b"0"
+    alive = terms.alive if blocking else b"0"
     deadline = until if blocking else now + terms.patience
     left = max(deadline - now - (block.seconds if block else 0), GRACE)
     return Call(
@@ -194,7 +199,7 @@ def released(keys: Keys, token: bytes, *, mark: bool) -> tuple[bytes, ...]:
     return (token, b"1" if mark else b"0", keys.member, keys.index, keys.wake)
 
 
-def release(grant: Grant, *, deadline: float, valid_until: float) -> Generator[Step, object, bool]:
+def release(grant: Grant, *, deadline: float, valid_until: float) -> Flow[bool]:
     """Releases a lease; its lock goes to the first waiter in the same script.
 
     Returns:
@@ -203,12 +208,12 @@ def release(grant: Grant, *, deadline: float, valid_until: float) -> Generator[S
     """
     args = released(grant.keys, grant.token, mark=grant.unanswered)
     try:
-        reply = yield from ask(Call(grant.keys, scripts.RELEASE, args, deadline))
+        reply: Reply = yield Call(grant.keys, scripts.RELEASE, args, deadline)
     except LockError:
         raise
     except BaseException:  # interrupted: the request may not have gone out
         with suppress(LockError):
-            yield from ask(give_up(grant.keys, grant.token, mark=False))
+            yield give_up(grant.keys, grant.token, mark=False)
         raise
     return was_released(reply, valid_until)
 
@@ -219,7 +224,7 @@ def was_released(reply: Reply, valid_until: float) -> bool:
 
 def acquire_all(
     locks: Sequence[Keys], mint: Callable[[], bytes], terms: Terms, *, now: float, until: float, blocking: bool
-) -> Generator[Step, object, list[Grant]]:
+) -> Flow[list[Grant]]:
     """Acquires several locks or none, without deadlock: it waits for one only while holding smaller ones.
 
     All are tried at once. At the first busy one those after it are given back; it is waited for, and the rest
@@ -239,7 +244,7 @@ def acquire_all(
         while len(held) < len(locks):
             tried = [(keys, mint()) for keys in locks[len(held) :]]
             calls = [attempt(keys, token, terms, now=now, until=until, blocking=False) for keys, token in tried]
-            replies = yield from ask_all(Batch(calls))
+            replies: Replies = yield Batch(calls)
             for (keys, token), reply in zip(tried, replies, strict=True):
                 if isinstance(reply, LockError):
                     raise reply
@@ -252,7 +257,7 @@ def acquire_all(
             if not blocking:
                 raise LockBusy(keys.name, holder=holder_of(reply))
             behind = [(k, t) for k, t in tried if k not in {grant.keys for grant in held}]
-            yield from ask_all(Batch([give_up(k, t, mark=False) for k, t in behind]))
+            yield Batch([give_up(k, t, mark=False) for k, t in behind])
             tried = []
             grant = yield from acquire(keys, mint(), terms, now=now, until=until, blocking=True, keep=held)
             held.append(grant)
@@ -260,18 +265,18 @@ def acquire_all(
     except BaseException:
         left = {(grant.keys, grant.token) for grant in held} | set(tried)
         with suppress(LockError):
-            yield from ask_all(Batch([give_up(keys, token, mark=True) for keys, token in left]))
+            yield Batch([give_up(keys, token, mark=True) for keys, token in left])
         raise
     return held
 
 
-def keep_all(held: Sequence[Grant], terms: Terms, *, deadline: float) -> Generator[Step, object, list[Grant]]:
+def keep_all(held: Sequence[Grant], terms: Terms, *, deadline: float) -> Flow[list[Grant]]:
     """Renews leases; what could not be asked in time keeps the validity it has.
 
     Raises:
         LockLost: one of them ended.
     """
-    replies = yield from ask_all(Batch([renewal(grant, terms, deadline=deadline) for grant in held]))
+    replies: Replies = yield Batch([renewal(grant, terms, deadline=deadline) for grant in held])
     kept = []
     for grant, reply in zip(held, replies, strict=True):
         after: Grant | None = grant
@@ -283,19 +288,17 @@ def keep_all(held: Sequence[Grant], terms: Terms, *, deadline: float) -> Generat
     return kept
 
 
-def release_all(
-    grants: Sequence[Grant], *, deadline: float, valid_until: float
-) -> Generator[Step, object, list[Grant | LockError]]:
+def release_all(grants: Sequence[Grant], *, deadline: float, valid_until: float) -> Flow[list[Grant | LockError]]:
     """Releases leases, all at once; what it returns was not the holder's any more, or could not be asked for."""
     calls = [
         Call(grant.keys, scripts.RELEASE, released(grant.keys, grant.token, mark=grant.unanswered), deadline)
         for grant in grants
     ]
     try:
-        replies = yield from ask_all(Batch(calls))
+        replies: Replies = yield Batch(calls)
     except BaseException:  # interrupted: the requests may not have gone out
         with suppress(LockError):
-            yield from ask_all(Batch([give_up(grant.keys, grant.token, mark=False) for grant in grants]))
+            yield Batch([give_up(grant.keys, grant.token, mark=False) for grant in grants])
         raise
     failed: list[Grant | LockError] = []
     for grant, reply in zip(grants, replies, strict=True):
@@ -318,16 +321,16 @@ def renewed(grant: Grant, terms: Terms, reply: Reply) -> Grant | None:
     return granted(grant.keys, grant.token, terms, reply, unanswered=grant.unanswered or reply.unanswered)
 
 
-def renew(grant: Grant, terms: Terms, *, deadline: float) -> Generator[Step, object, Grant | None]:
+def renew(grant: Grant, terms: Terms, *, deadline: float) -> Flow[Grant | None]:
     """Renews one lease; None when it is lost."""
-    reply = yield from ask(renewal(grant, terms, deadline=deadline, once=False))
+    reply: Reply = yield renewal(grant, terms, deadline=deadline, once=False)
     return renewed(grant, terms, reply)
 
 
-def transfer(grant: Grant, successor: bytes, terms: Terms, *, deadline: float) -> Generator[Step, object, Grant | None]:
+def transfer(grant: Grant, successor: bytes, terms: Terms, *, deadline: float) -> Flow[Grant | None]:
     """Turns a lease into a new one of another token, of full length and with a new fence; None when it is lost."""
     args = (grant.token, successor, terms.ttl, grant.keys.member, *terms.owner)
-    reply = yield from ask(Call(grant.keys, scripts.TRANSFER, args, deadline, replicas=terms.replicas))
+    reply: Reply = yield Call(grant.keys, scripts.TRANSFER, args, deadline, replicas=terms.replicas)
     if reply.status == b"lost":
         return None
     return granted(grant.keys, successor, terms, reply)
@@ -339,15 +342,15 @@ def holder_of(reply: Reply) -> str:
     return str(Owner(*fields))
 
 
-def ask(call: Call) -> Generator[Step, object, Reply]:
-    reply = yield call
-    assert isinstance(reply, Reply)
+def ask(call: Call) -> Flow[Reply]:
+    """A flow of one call."""
+    reply: Reply = yield call
     return reply
 
 
-def ask_all(batch: Batch) -> Generator[Step, object, list[Reply | LockError]]:
-    replies = yield batch
-    assert isinstance(replies, list)
+def ask_all(batch: Batch) -> Flow[Replies]:
+    """A flow of one batch."""
+    replies: Replies = yield batch
     return replies
 
 

@@ -9,19 +9,18 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakSet
 
 from django_cluster_lock.errors import LockError
 from django_cluster_lock.lease import Lease
-from django_cluster_lock.protocol import Batch, Reply, Step, ask_all, renewal, renewed
+from django_cluster_lock.protocol import Batch, Flow, Replies, Reply, ask_all, renewal, renewed
 from django_cluster_lock.signals import lock_lost
 
 logger = logging.getLogger("django_cluster_lock")
 
 RESOLUTION = 0.25  # seconds: leases due within the same stretch are renewed together
 LARGEST_BATCH = 1000
-Replies = list[Reply | LockError]
 
 
 class Renewer:
@@ -31,7 +30,7 @@ class Renewer:
         run: carries a flow of the protocol through and gives its result.
     """
 
-    def __init__(self, run: Callable[[Generator[Step, object, Replies]], Replies]) -> None:
+    def __init__(self, run: Callable[[Flow[Replies]], Replies]) -> None:
         self._run = run
         self._changed = threading.Condition()
         self._due: dict[int, WeakSet[Lease]] = {}
