@@ -65,9 +65,15 @@ class Alias:
 
     def close(self) -> None:
         """Closes all idle connections."""
-        self.connections.forget()
+        if "connections" in self.__dict__:
+            self.connections.forget()
         for connections in self._async.values():
             connections.forget()
+
+    def leave(self) -> None:
+        """Drops the sockets that a fork copied; the parent goes on with its own."""
+        if "connections" in self.__dict__:
+            self.connections.forget(close=False)
 
     async def _connections_here(self) -> AsyncConnections:
         loop = asyncio.get_running_loop()
@@ -78,32 +84,31 @@ class Alias:
         return connections
 
 
-class Aliases:
+class Aliases(dict[str, Alias]):
     """Gives the `Alias` of a name, one in each process, made when it is first asked for."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Alias] = {}
+        super().__init__()
         self._making = threading.Lock()
 
-    def __getitem__(self, name: str) -> Alias:
-        alias = self._made.get(name)
-        if alias is None:
-            with self._making:
-                alias = self._made.get(name) or self._made.setdefault(name, Alias(conf.load(name)))
-        return alias
+    def __missing__(self, name: str) -> Alias:
+        with self._making:
+            return self.get(name) or self.setdefault(name, Alias(conf.load(name)))
 
     def close(self) -> None:
         """Closes all connections; each alias is made anew from the settings when it is next used."""
-        made, self._made = self._made, {}
-        for alias in made.values():
+        made = list(self.values())
+        self.clear()
+        for alias in made:
             alias.close()
 
     def start_anew(self) -> None:
         """Forgets what a fork copied: sockets the parent still uses, locks its threads held, its renewer."""
-        made = self._made
-        self.__init__()  # type: ignore[misc]
-        for alias in made.values():
-            alias.connections.forget(close=False)
+        self._making = threading.Lock()
+        made = list(self.values())
+        self.clear()
+        for alias in made:
+            alias.leave()
 
 
 def owner() -> tuple[bytes, bytes, bytes, bytes]:

@@ -70,8 +70,6 @@ class Holding:
         self.names = (name,) if isinstance(name, str) else tuple(dict.fromkeys(name))
         if not self.names:
             raise ValueError("a lock needs a name; the list of names is empty")
-        for each in self.names:
-            names.check_name(each)
         if release_on not in ("commit", "exit"):
             raise ValueError(f"release_on must be 'commit' or 'exit', not {release_on!r}")
         self.alias = alias
@@ -267,7 +265,7 @@ class Holding:
     def _keys(self) -> list[Keys]:
         """The locks in the order all callers share, so that none waits for the other in a circle."""
         prefix = self._alias.settings.key_prefix
-        locks = [names.keys_of(prefix, name, self.tag) for name in self.names]
+        locks = [names.keys_of(prefix, names.check_name(name), self.tag) for name in self.names]
         return sorted(locks, key=lambda keys: (keys.slot, keys.name))
 
     def _wait(self, blocking: bool | None, blocking_timeout: float | Unset | None) -> float:
@@ -282,7 +280,7 @@ class Holding:
     def _refuse_waiting_for_itself(self, keys: Keys, place: Place) -> None:
         holder, lease = _held_by.get((self.alias, keys.record), (None, None))
         held = lease() if lease else None
-        if holder == place and held is not None and not held.closed and not held.trouble():
+        if holder == place and held and held.pid == os.getpid() and not held.closed and not held.trouble():
             raise LockError(keys.name, "it is held right here already, so that waiting for it would never end")
 
     def _hold(self, place: Place, grants: Iterable[Grant], terms: Terms) -> None:

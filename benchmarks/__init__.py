@@ -1,0 +1,1 @@
+"""Measurements beside the peers and the bare socket: ``python -m benchmarks``."""

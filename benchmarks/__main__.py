@@ -1,0 +1,98 @@
+"""Measures on an embedded cluster and writes docs/benchmarks.md: ``python -m benchmarks [--quick]``."""
+
+import argparse
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import redis
+
+from benchmarks import handover, many, pair
+from benchmarks.contestants import Bare, BareAcknowledged, Ours, OursAcknowledged, Push, PythonRedisLock, RedisPy
+from django_cluster_lock import embedded
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+HEAD = """\
+# Benchmarks
+
+Written by `python -m benchmarks`: every figure of this page comes from one run, with the contestants taking turns
+round by round, on an embedded cluster of three primaries and three replicas that shares {cores} cores with the
+measuring processes. Times depend on the machine; the ratios are what carries over.
+
+{versions}
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, for a look; writes nothing")
+    quick = parser.parse_args().quick
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = embedded.up(folder, owner=True)
+        try:
+            page = "\n".join(sections(cluster.urls, quick=quick))
+        finally:
+            embedded.down(folder)
+    print(page)
+    if not quick:
+        PAGE.write_text(page)
+
+
+def sections(urls, *, quick):
+    packages = ("redis", "hiredis", "python-redis-lock", "django")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    yield HEAD.format(cores=os.cpu_count(), versions=f"Python {platform.python_version()}, {versions}.")
+    yield from pairs(urls, rounds=5 if quick else 41)
+    yield from handovers(urls, rounds=10 if quick else 200)
+    yield from crowds(urls, quick=quick)
+
+
+def pairs(urls, rounds):
+    medians = pair.measure([Ours, Bare, RedisPy, PythonRedisLock, OursAcknowledged, BareAcknowledged], urls, rounds)
+    yield "## Uncontended acquire and release\n"
+    yield f"Medians of {rounds} rounds of {pair.PAIRS} pairs each.\n"
+    yield "| lock | µs a pair | of the bare socket |\n|---|---:|---:|"
+    for kind, seconds in medians.items():
+        base = medians[BareAcknowledged if kind in (OursAcknowledged, BareAcknowledged) else Bare]
+        yield f"| {kind.label} | {seconds * 1e6:.0f} | {seconds / base:.2f}x |"
+    yield ""
+
+
+def handovers(urls, rounds):
+    contestants = [Ours, Bare, OursAcknowledged, BareAcknowledged, Push, PythonRedisLock, RedisPy]
+    times = {kind: handover.summary(values) for kind, values in handover.measure(contestants, urls, rounds).items()}
+    yield "## Hand-over to a waiter\n"
+    yield (
+        "From the holder's call of `release` to the return of the waiter's `acquire`, in two processes: "
+        f"{rounds} rounds, each waiter met at another moment of its wait.\n"
+    )
+    yield "| lock | median µs | p99 µs | median, of the bare slice and release |\n|---|---:|---:|---:|"
+    for kind, (median, worst) in times.items():
+        base = times[BareAcknowledged if kind in (OursAcknowledged, BareAcknowledged) else Bare][0]
+        yield f"| {kind.label} | {median * 1e6:.0f} | {worst * 1e6:.0f} | {median / base:.2f}x |"
+    yield ""
+
+
+def crowds(urls, *, quick):
+    yield "## Many locks\n"
+    alias = f"benchmark-{Ours.replicas}"
+    at_once, one_by_one = many.together(alias, 100, 3 if quick else 15)
+    count, seconds = (1_000, 5) if quick else (10_000, 60)
+    share, held = many.renewed(alias, count, seconds)
+    client = redis.RedisCluster.from_url(urls[0])
+    record, index = many.memory(alias, client, 100)
+    client.close()
+    yield "| what | measured |\n|---|---|"
+    yield f"| 100 locks in one `cache_lock([...])` beside 100 single ones | {one_by_one / at_once:.1f}x faster |"
+    yield (
+        f"| {count} leases of 30 s renewed for {seconds} s, REPLICAS 0 | {share:.2%} of a core; "
+        f"{'all held' if held else 'SOME LOST'} |"
+    )
+    yield f"| memory of a held lock | {record:.0f} bytes the record with its owner, {index:.0f} its index of one |"
+    yield ""
+
+
+if __name__ == "__main__":
+    main()
