@@ -10,3 +10,8 @@ class ClusterLockConfig(AppConfig):
     name = "django_cluster_lock"
     verbose_name = _("Cluster locks")
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from django_cluster_lock import checks
+
+        checks.register_all()

@@ -23,9 +23,12 @@ class LockError(Exception):
 
     def __init__(self, name: str, detail: str = "", holder: str = "") -> None:
         Exception.__init__(self, name, detail, holder)
-        self.name = self.lock_name = name
+        self.name = name
         self.detail = detail
         self.holder = holder
+        # What redis-py's lock errors carry.
+        self.message: str | None = str(self)
+        self.lock_name: str | None = name
 
     def __str__(self) -> str:
         held = f" (held by {self.holder})" if self.holder else ""

@@ -18,8 +18,9 @@ from django_cluster_lock.values import canonical
 
 SLOTS = 16384
 LONGEST_IN_KEY = 200  # bytes; a longer name stands in its keys as a digest
+_FORMATTER = string.Formatter()
 _BRACES = re.compile(r"[%{}]")
-_FORGOTTEN_FSTRING = re.compile(r"\{[^\W\d]\w*\}")
+_FORGOTTEN_FSTRING = re.compile(r"\{[^\W\d][\w.]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,7 @@ def check_name(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"a lock's name is a str, not {type(name).__name__}: {name!r}")
-    if not name:
-        raise ValueError("a lock's name is empty")
+    _encoded("lock name", name)
     forgotten = _FORGOTTEN_FSTRING.search(name)
     if forgotten:
         raise ValueError(
@@ -99,20 +99,17 @@ def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
         tag: the hash tag it shares with other keys, used verbatim; None for one of its own.
 
     Raises:
-        ValueError: the tag is empty or has a brace, or the name cannot be encoded.
+        TypeError: the tag is no string.
+        ValueError: the tag has a brace; it or the name is empty or cannot be encoded.
     """
-    try:
-        whole = _BRACES.sub(_percent, name).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"lock name {name!r} contains a lone surrogate, which UTF-8 cannot encode") from None
-    short = whole if len(whole) <= LONGEST_IN_KEY else b"%" + hashlib.sha256(whole).hexdigest().encode()
+    whole = _encoded("lock name", _BRACES.sub(_percent, name))
+    # No name is written with %h in it, so that none can be taken for the digest of another.
+    short = whole if len(whole) <= LONGEST_IN_KEY else b"%h" + hashlib.sha256(whole).hexdigest().encode()
     start = f"{check_prefix(prefix)}:".encode()
     if tag is None:
         place, member = b"{" + short + b"}", whole
     else:
-        if not tag or _has_brace(tag):
-            raise ValueError(f"tag {tag!r} of lock {name!r} must be a non-empty string without braces")
-        braced = b"{" + tag.encode() + b"}"
+        braced = b"{" + _checked_tag(tag, name) + b"}"
         place, member = braced + b":" + short, braced + b":" + whole
     slot = slot_of(place)
     return Keys(name, start + b"lock:" + place, index_key(prefix, slot), start + b"wake:" + place + b":", member, slot)
@@ -129,17 +126,30 @@ def name_and_tag(member: bytes) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=1024)
 def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
-    parts = [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
-    for text, field in parts[1:]:
-        if field is not None and not re.search(r"[^\w%]", text, re.ASCII):
+    try:
+        parts = [(text, field, spec, conversion) for text, field, spec, conversion in _FORMATTER.parse(template)]
+    except ValueError as error:
+        raise ValueError(f"template {template!r}: {error}; write a brace that stands for itself twice") from None
+    if not parts:
+        raise ValueError("a template is empty")
+    for position, (text, field, spec, conversion) in enumerate(parts):
+        if field is None:
+            continue
+        if spec or conversion:
+            raise ValueError(f"template {template!r}: leave {{{field}}} without conversion and format")
+        if not field.isidentifier():
+            raise ValueError(f"template {template!r}: {{{field}}} is not the name of an argument")
+        if position and not _separators(text):
             raise ValueError(
                 f"template {template!r}: put a separator such as ':' before {{{field}}}, "
                 "or different values could give the same name"
             )
-    for _, field in parts:
-        if field is not None and not field.isidentifier():
-            raise ValueError(f"template {template!r}: {{{field}}} is not the name of an argument")
-    return tuple(parts)
+    return tuple((text, field) for text, field, _, _ in parts)
+
+
+def _separators(text: str) -> set[str]:
+    """The characters that no value is written with if the text stands beside it."""
+    return {char for char in text if not (char.isalnum() or char in "_%")}
 
 
 def fields_of(template: str) -> tuple[str, ...]:
@@ -158,23 +168,47 @@ def fill(template: str, values: Mapping[str, object]) -> str:
     and ``% : { }``, is percent-encoded, so that no value can reach over its field's end.
 
     Raises:
-        KeyError: a value is missing.
-        TypeError: a value has no canonical form.
+        TypeError: a value is missing, or has no canonical form.
+        ValueError: the template cannot give distinct values distinct names, or gives an empty one.
     """
     parts = _parse(template)
-    reserved = {c for text, _ in parts for c in text if not (c.isalnum() or c == "_")} | set("%:{}")
+    reserved = {"%", ":", "{", "}"}.union(*(_separators(text) for text, _ in parts))
     name = []
     for text, field in parts:
         name.append(text)
         if field is not None:
-            if field not in values:
-                raise KeyError(f"template {template!r} needs a value for {field!r}, got {sorted(values)}")
-            try:
-                written = canonical(values[field])
-            except TypeError as error:
-                raise TypeError(f"template {template!r}, value {field!r}: {error}") from None
-            name.append("".join(_percent_char(c) if c in reserved else c for c in written))
-    return "".join(name)
+            name.append("".join(_percent_char(c) if c in reserved else c for c in _written(template, field, values)))
+    filled = "".join(name)
+    if not filled:
+        raise ValueError(f"template {template!r} gives an empty name for {dict(values)!r}")
+    return filled
+
+
+def _written(template: str, field: str, values: Mapping[str, object]) -> str:
+    if field not in values:
+        given = ", ".join(map(repr, values)) or "none"
+        raise TypeError(f"template {template!r} needs a value for {field!r}; given: {given}")
+    try:
+        return canonical(values[field])
+    except TypeError as error:
+        raise TypeError(f"template {template!r}, value {field!r}: {error}") from None
+
+
+def _checked_tag(tag: str, name: str) -> bytes:
+    if not isinstance(tag, str):
+        raise TypeError(f"the tag of lock {name!r} is a str, not {type(tag).__name__}: {tag!r}")
+    if _has_brace(tag):
+        raise ValueError(f"tag {tag!r} of lock {name!r} has a brace, where Redis Cluster would end the tag")
+    return _encoded(f"tag of lock {name!r},", tag)
+
+
+def _encoded(what: str, value: str) -> bytes:
+    if not value:
+        raise ValueError(f"{what} {value!r} is empty")
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {value!r} has a lone surrogate, which UTF-8 cannot encode") from None
 
 
 def _has_brace(value: str) -> bool:

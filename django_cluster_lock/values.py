@@ -10,6 +10,8 @@ import enum
 import uuid
 from collections.abc import Mapping, Sequence, Set
 
+LONGEST_DECIMAL = 100  # digits before or after the point; beyond that, it is written with an exponent
+
 
 def canonical(value: object) -> str:
     """The text that stands for a value in a lock's name.
@@ -17,49 +19,64 @@ def canonical(value: object) -> str:
     Raises:
         TypeError: it has none, since its repr may differ between processes.
     """
+    return _written(value, reserved="%")
+
+
+def _written(value: object, reserved: str) -> str:
+    """The text of a value, in which strings have the reserved characters percent-encoded."""
     if isinstance(value, str):
-        return _text(value)
+        return "".join(f"%{ord(char):02X}" if char in reserved else char for char in value)
     if isinstance(value, enum.Enum):
-        return canonical(value.value)
+        return _written(value.value, reserved)
     if value is None or isinstance(value, bool):
         return f"%{value}"
     if isinstance(value, int):
         return str(int(value))
     if isinstance(value, float):
-        return repr(float(value))
+        return repr(float(value) + 0.0)  # -0.0 equals 0.0
     if isinstance(value, decimal.Decimal):
-        return str(value.normalize())
+        return _decimal(value)
     if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, datetime.datetime):
-        return value.astimezone(datetime.UTC).isoformat() if value.tzinfo else value.isoformat()
+        return value.isoformat() if value.utcoffset() is None else value.astimezone(datetime.UTC).isoformat()
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return f"{value // datetime.timedelta(microseconds=1)}us"
     if isinstance(value, bytes | bytearray):
         return f"%b{value.hex()}"
-    if hasattr(value, "_meta") and hasattr(value, "pk"):
-        return _primary_key(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return canonical({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if not isinstance(value, type):
+        if hasattr(value, "_meta") and hasattr(value, "pk"):
+            return _written(_primary_key(value), reserved)
+        if dataclasses.is_dataclass(value):
+            return _container({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     return _container(value)
 
 
-def _text(value: str) -> str:
-    return value.replace("%", "%25")
+def _decimal(value: decimal.Decimal) -> str:
+    """Equal decimals are written alike, and whole ones like integers; exactly, whatever the context's precision."""
+    if not value.is_finite():
+        return str(value)
+    digits = len(value.as_tuple().digits)
+    exact = decimal.Context(prec=digits, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+    plain = value.normalize(exact) if value else decimal.Decimal(0)
+    return f"{plain:f}" if abs(plain.adjusted()) < LONGEST_DECIMAL else str(plain)
 
 
-def _primary_key(instance: object) -> str:
+def _primary_key(instance: object) -> object:
     key = getattr(instance, "pk", None)
-    if key is None:
+    if key is None or (isinstance(key, tuple) and None in key):
         raise TypeError(f"an unsaved {type(instance).__name__} has no primary key to name it by; save it first")
-    return canonical(key)
+    return key
 
 
 def _container(value: object) -> str:
     if isinstance(value, Mapping):
-        return "%d(" + ",".join(sorted(f"{_item(key)}={_item(value[key])}" for key in value)) + ")"
+        written = {_item(key): _item(value[key]) for key in value}
+        if len(written) < len(value):
+            raise TypeError(f"two keys of a {type(value).__name__} read the same")
+        return "%d(" + ",".join(sorted(f"{key}={item}" for key, item in written.items())) + ")"
     if isinstance(value, Set):
         return "%s(" + ",".join(sorted(map(_item, value))) + ")"
     if isinstance(value, Sequence):
@@ -68,7 +85,4 @@ def _container(value: object) -> str:
 
 
 def _item(value: object) -> str:
-    written = canonical(value)
-    if isinstance(value, Mapping | Set) or (isinstance(value, Sequence) and not isinstance(value, str)):
-        return written
-    return "".join(f"%{ord(char):02X}" if char in "(),=" else char for char in written)
+    return _written(value, reserved="%(),=")

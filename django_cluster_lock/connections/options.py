@@ -2,22 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from django.utils.module_loading import import_string
+from django.core.exceptions import ImproperlyConfigured
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
 from redis.asyncio.connection import Connection as AsyncPlain
 from redis.asyncio.connection import SSLConnection as AsyncTLS
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.connection import AbstractConnection, Connection, SSLConnection
 from redis.retry import Retry
 
-from django_cluster_lock.conf import EMBEDDED, AliasSettings
+from django_cluster_lock import servers
+from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.topology import Remap
 from django_cluster_lock.exchange import Node
 
-SOCKET_TIMEOUT, CONNECT_TIMEOUT = 2.0, 1.0
+DEFAULTS: Mapping[str, Any] = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0, "socket_keepalive": True}
+FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+# What the embedded cluster has of its own, so that options meant for production do not keep it from being used.
+EMBEDDED_HAS = ("username", "password", "credential_provider", "address_remap", "ssl")
 
 
 @dataclass(frozen=True)
@@ -46,25 +51,24 @@ class ConnectionOptions:
 
 
 def connection_options(settings: AliasSettings) -> ConnectionOptions:
-    """The connection options of an alias; starts the embedded cluster where that is its location."""
-    location = settings.location
-    if location == (EMBEDDED,):
+    """The connection options of an alias; starts the embedded cluster where that is its location.
+
+    Raises:
+        django.core.exceptions.ImproperlyConfigured: a file that TLS needs is not there.
+    """
+    location, options = settings.location, settings.options
+    if location == (servers.EMBEDDED,):
         from django_cluster_lock import embedded
 
         location = embedded.up().urls
-    nodes: list[Node] = []
-    kwargs: dict[str, Any] = {}
-    for url in location:
-        part = parse_url(url)
-        nodes.append((part.pop("host", "localhost"), part.pop("port", 6379)))
-        kwargs |= part
-    kwargs |= settings.options
-    tls = kwargs.pop("connection_class", None) is SSLConnection or kwargs.pop("ssl", False)
-    remap = kwargs.pop("address_remap", None)
-    kwargs.setdefault("socket_timeout", SOCKET_TIMEOUT)
-    kwargs.setdefault("socket_connect_timeout", CONNECT_TIMEOUT)
-    kwargs.setdefault("socket_keepalive", True)
-    kwargs["protocol"] = 2  # answers as plain arrays, and no messages between them
-    return ConnectionOptions(
-        tuple(nodes), kwargs, tls, kwargs["socket_timeout"], import_string(remap) if isinstance(remap, str) else remap
-    )
+        options = {name: value for name, value in options.items() if not name.startswith(EMBEDDED_HAS)}
+    nodes, arguments = servers.connection_arguments(location, options)
+    tls, remap = arguments.pop("ssl"), servers.remap_of(arguments.pop("address_remap", None))
+    for name in FILES:
+        if arguments.get(name) and not Path(arguments[name]).exists():
+            raise ImproperlyConfigured(
+                f"CLUSTER_LOCKS[{settings.alias!r}]: {name} is {arguments[name]!r}, but there is no such file."
+            )
+    # The second protocol version has plain arrays for answers, and no messages between them.
+    kwargs = {**DEFAULTS, **arguments, "protocol": 2}
+    return ConnectionOptions(nodes, kwargs, tls, kwargs["socket_timeout"], cast("Remap | None", remap))

@@ -65,6 +65,9 @@ class Topology:
             if "cluster support disabled" not in str(slots):
                 self.refused = "" if slots.code in TRANSIENT else str(slots)
                 return False
+            if len(self.startup) > 1:
+                self.refused = f"{asked[0]}:{asked[1]} is in no cluster: of such servers, LOCATION may name one alone"
+                return False
             self.is_cluster = False
             self._replicas = {asked: _connected_replicas(info)}
             self._primaries = [asked] * SLOTS

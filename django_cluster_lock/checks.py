@@ -1,0 +1,28 @@
+"""The system checks: what is wrong with CLUSTER_LOCKS, found without a connection to Redis."""
+
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's word
+
+from django_cluster_lock import conf
+
+TAG = "cluster_lock"
+
+
+def register_all() -> None:
+    """Makes the checks known to Django, under the tag ``cluster_lock``."""
+    register(check_settings, TAG)
+    register(check_deployment, TAG, deploy=True)
+
+
+def check_settings(**_: Any) -> list[CheckMessage]:
+    return [message(problem) for problem in conf.problems()]
+
+
+def check_deployment(**_: Any) -> list[CheckMessage]:
+    return [message(problem) for problem in conf.deployment_problems()]
+
+
+def message(problem: conf.Problem) -> CheckMessage:
+    kind = Error if problem.is_error else Warning
+    return kind(problem.message, hint=problem.hint, id=problem.id)
