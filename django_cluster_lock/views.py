@@ -1,0 +1,141 @@
+"""What HTTP says about a lock: the answers to a request whose lock is busy, out of reach or lost."""
+
+import logging
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeAlias
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.utils.translation import gettext_lazy as _
+
+from django_cluster_lock import transactions
+from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockUnavailable, StaleFence
+
+Respond: TypeAlias = Callable[[Any, LockError], HttpResponseBase]
+logger = logging.getLogger("django_cluster_lock")
+
+
+class Answer(NamedTuple):
+    """An answer to a request; ``retry_after`` in whole seconds, None where repeating it would be wrong."""
+
+    status: int
+    retry_after: int | None
+    code: str
+    text: object  # a lazy translation
+
+
+# The texts leave out the lock's name and holder, which are no business of a client's. When a lock comes free is known
+# to nobody, since its holder renews it: a second is what a request takes. A failover takes some.
+BUSY = Answer(409, 1, "lock_busy", _("Another request is working on this. Try again in a moment."))
+UNAVAILABLE = Answer(503, 5, "lock_unavailable", _("This cannot be done safely right now. Try again in a moment."))
+LOST = Answer(409, None, "lock_lost", _("Another request may have changed this meanwhile. Check before you repeat it."))
+_ANSWERS = ((LockBusy, BUSY), (LockUnavailable, UNAVAILABLE), (LockLost, LOST), (StaleFence, LOST))
+
+
+class ClusterLockMiddleware:
+    """Answers requests whose view let a lock's exception through."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Any:
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
+        """Django calls it after the request's transaction was rolled back."""
+        found = answer_to(exception)
+        return response_of(request, found) if found else None
+
+
+class Answering:
+    """Turns what a lock raises during a view call into its response."""
+
+    def __init__(self, request: object, respond: Respond | None) -> None:
+        self.request = request
+        self.respond = respond
+        self.response: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        found = answer_to(error)
+        if not found:
+            return False
+        assert isinstance(error, LockError)
+        if found is UNAVAILABLE and self.response is not None:
+            return True  # the view had finished, and repeating it for a failed release would do its work twice
+        transactions.roll_back_request()
+        if self.respond:
+            self.response = self.respond(self.request, error)
+        elif _is_rest_framework(self.request):
+            raise _for_rest_framework(found) from error
+        else:
+            self.response = response_of(self.request, found)
+        return True
+
+
+def request_of(args: tuple[object, ...]) -> object | None:
+    """The request, as the function gets it, of a call that is a view's; None if it is none."""
+    for argument in args[:2]:
+        if isinstance(argument, HttpRequest) or isinstance(_wrapped(argument), HttpRequest):
+            return argument
+    return None
+
+
+def http_request(request: object) -> HttpRequest:
+    """Django's request, which REST framework's wraps."""
+    wrapped = request if isinstance(request, HttpRequest) else _wrapped(request)
+    assert isinstance(wrapped, HttpRequest)
+    return wrapped
+
+
+def answer_to(error: BaseException | None) -> Answer | None:
+    """The answer an exception deserves, None if that is not for this module to say."""
+    for kind, answer in _ANSWERS:
+        if isinstance(error, kind):
+            logger.warning("lock.request_refused", extra={"lock": error.name, "reason": str(error)})
+            return answer
+    return None
+
+
+def response_of(request: object, answer: Answer) -> HttpResponse:
+    """The response, in JSON to those who prefer it to plain text."""
+    preferred = http_request(request).get_preferred_type(["text/plain", "application/json"])
+    response: HttpResponse
+    if preferred == "application/json":
+        response = JsonResponse({"detail": str(answer.text), "code": answer.code}, status=answer.status)
+    else:
+        response = HttpResponse(str(answer.text), status=answer.status, content_type="text/plain; charset=utf-8")
+    if answer.retry_after is not None:
+        response.headers["Retry-After"] = str(answer.retry_after)
+    return response
+
+
+def _wrapped(argument: object) -> object:
+    # Not by getattr, which would evaluate a lazy object such as request.user.
+    attributes: dict[str, object] = getattr(argument, "__dict__", {})
+    return attributes.get("_request")
+
+
+def _is_rest_framework(request: object) -> bool:
+    module = sys.modules.get("rest_framework.request")
+    return module is not None and isinstance(request, module.Request)
+
+
+def _for_rest_framework(answer: Answer) -> Exception:
+    """What makes REST framework answer in its own way: renderers, EXCEPTION_HANDLER, rollback."""
+    from rest_framework.exceptions import APIException
+
+    exception: Exception = APIException(answer.text, answer.code)
+    exception.status_code = answer.status  # type: ignore[attr-defined]
+    exception.wait = answer.retry_after  # type: ignore[attr-defined]
+    return exception
