@@ -146,8 +146,9 @@ def acquire(
             if reply.now >= until:
                 raise LockTimeout(keys.name, holder=holder_of(reply))
             if keep:
-                keep[:] = yield from keep_all(keep, terms, deadline=reply.now + terms.slice)
-            block = Block(keys.wake + token, nap(reply, until, terms))
+                keep[:] = yield from keep_all(keep, terms)
+            late = reply.status == b"own"  # its answer took longer than the lease lasts
+            block = None if late else Block(keys.wake + token, nap(reply, until, terms))
             call = attempt(keys, token, terms, now=reply.now, until=until, blocking=True, block=block)
     except BaseException as error:
         mark = unanswered or getattr(error, "unanswered", not isinstance(error, LockError))
@@ -178,7 +179,7 @@ def nap(reply: Reply, until: float, terms: Terms) -> float:
     """How long the next slice of a wait is: the first in the queue also wakes when the lease ahead ends."""
     seconds = min(terms.slice, until - reply.now)
     lease_left, first = reply.details[:2]
-    if first and reply.status == b"queued":
+    if first:
         seconds = min(seconds, number(lease_left) / 1000 + 0.001)
     return max(seconds, 0.001)
 
@@ -239,12 +240,13 @@ def acquire_all(
         LockBusy, LockTimeout, LockUnavailable, LockNotReplicated: as `acquire`.
     """
     held: list[Grant] = []
-    tried: list[tuple[Keys, bytes]] = []
+    tried: dict[tuple[Keys, bytes], bool] = {}  # and whether a request for it may yet arrive
     try:
         while len(held) < len(locks):
-            tried = [(keys, mint()) for keys in locks[len(held) :]]
+            tried = {(keys, mint()): True for keys in locks[len(held) :]}
             calls = [attempt(keys, token, terms, now=now, until=until, blocking=False) for keys, token in tried]
             replies: Replies = yield Batch(calls)
+            tried = {lock: getattr(reply, "unanswered", True) for lock, reply in zip(tried, replies, strict=True)}
             for (keys, token), reply in zip(tried, replies, strict=True):
                 if isinstance(reply, LockError):
                     raise reply
@@ -256,32 +258,30 @@ def acquire_all(
                 continue
             if not blocking:
                 raise LockBusy(keys.name, holder=holder_of(reply))
-            behind = [(k, t) for k, t in tried if k not in {grant.keys for grant in held}]
-            yield Batch([give_up(k, t, mark=False) for k, t in behind])
-            tried = []
+            got = {grant.keys for grant in held}
+            yield Batch([give_up(k, t, mark=mark) for (k, t), mark in tried.items() if k not in got])
+            tried = {}
             grant = yield from acquire(keys, mint(), terms, now=now, until=until, blocking=True, keep=held)
             held.append(grant)
             now = grant.valid_until - terms.timeout
     except BaseException:
-        left = {(grant.keys, grant.token) for grant in held} | set(tried)
-        with suppress(LockError):
-            yield Batch([give_up(keys, token, mark=True) for keys, token in left])
+        left = tried | {(grant.keys, grant.token): grant.unanswered for grant in held}
+        if left:
+            yield Batch([give_up(k, t, mark=mark) for (k, t), mark in left.items()])
         raise
     return held
 
 
-def keep_all(held: Sequence[Grant], terms: Terms, *, deadline: float) -> Flow[list[Grant]]:
+def keep_all(held: Sequence[Grant], terms: Terms) -> Flow[list[Grant]]:
     """Renews leases; what could not be asked in time keeps the validity it has.
 
     Raises:
         LockLost: one of them ended.
     """
-    replies: Replies = yield Batch([renewal(grant, terms, deadline=deadline) for grant in held])
+    replies: Replies = yield Batch([renewal(grant, terms) for grant in held])
     kept = []
     for grant, reply in zip(held, replies, strict=True):
-        after: Grant | None = grant
-        if isinstance(reply, Reply):
-            after = renewed(grant, terms, reply)
+        after = renewed(grant, terms, reply) if isinstance(reply, Reply) else grant
         if after is None:
             raise LockLost(grant.keys.name, "its lease ended while another lock was waited for")
         kept.append(after)
@@ -309,9 +309,10 @@ def release_all(grants: Sequence[Grant], *, deadline: float, valid_until: float)
     return failed
 
 
-def renewal(grant: Grant, terms: Terms, *, deadline: float, once: bool = True) -> Call:
-    """The call that keeps a lease for another ``terms.timeout``."""
-    return Call(grant.keys, scripts.RENEW, (grant.token, terms.ttl), deadline, replicas=terms.replicas, once=once)
+def renewal(grant: Grant, terms: Terms) -> Call:
+    """The call that keeps a lease for another ``terms.timeout``: one attempt, not waited for long, to be repeated."""
+    args = (grant.token, terms.ttl)
+    return Call(grant.keys, scripts.RENEW, args, 0.0, replicas=terms.replicas, acknowledged_within=GRACE, once=True)
 
 
 def renewed(grant: Grant, terms: Terms, reply: Reply) -> Grant | None:
@@ -322,8 +323,8 @@ def renewed(grant: Grant, terms: Terms, reply: Reply) -> Grant | None:
 
 
 def renew(grant: Grant, terms: Terms, *, deadline: float) -> Flow[Grant | None]:
-    """Renews one lease; None when it is lost."""
-    reply: Reply = yield renewal(grant, terms, deadline=deadline, once=False)
+    """Renews one lease, trying until the deadline; None when it is lost."""
+    reply: Reply = yield Call(grant.keys, scripts.RENEW, (grant.token, terms.ttl), deadline, replicas=terms.replicas)
     return renewed(grant, terms, reply)
 
 

@@ -73,7 +73,8 @@ class Renewer:
         current = []
         for lease in leases:
             if now >= lease.valid_until:
-                self._lost(lease, lease.trouble(now))
+                held_too_long = "it was held for longer than max_hold" if now >= lease.hold_until else ""
+                self._lost(lease, held_too_long or lease.trouble(now))
             elif now >= lease.hold_until:
                 self._schedule(lease, lease.valid_until)
             else:
@@ -81,8 +82,7 @@ class Renewer:
         if not current:
             return
         try:
-            calls = [renewal(lease.grant, lease.terms, deadline=lease.valid_until) for lease in current]
-            replies = self._run(ask_all(Batch(calls)))
+            replies = self._run(ask_all(Batch([renewal(lease.grant, lease.terms) for lease in current])))
         except Exception:
             logger.exception("lock.renewal_failed")
             replies = [LockError(lease.name, "the renewal failed") for lease in current]
