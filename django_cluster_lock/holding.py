@@ -32,7 +32,7 @@ class Unset:
 
 UNSET = Unset()
 _held_by: dict[tuple[str, bytes], tuple["Place", ReferenceType[Lease]]] = {}
-current: ContextVar[tuple["Holding", ...]] = ContextVar("django_cluster_lock_current", default=())
+current: ContextVar[tuple[ReferenceType["Holding"], ...]] = ContextVar("django_cluster_lock_current", default=())
 
 
 class Place(NamedTuple):
@@ -291,8 +291,10 @@ class Holding:
             _held_by[self.alias, grant.keys.record] = (place, ref(lease))
             if self.renew:
                 alias.renewer.add(lease)
+        for forgotten in self._leases.get(place, ()):
+            forgotten.closed = True
         self._leases[place] = leases
-        current.set((*current.get(), self))
+        current.set((*self._others_current(), ref(self)))
 
     def _give_up(self) -> list[Lease]:
         """Takes the leases held here off the handle; they are no longer renewed."""
@@ -303,8 +305,11 @@ class Holding:
         for lease in leases:
             lease.closed = True
             _held_by.pop((self.alias, lease.grant.keys.record), None)
-        current.set(tuple(lock for lock in current.get() if lock is not self))
+        current.set(self._others_current())
         return leases
+
+    def _others_current(self) -> tuple[ReferenceType["Holding"], ...]:
+        return tuple(handle for handle in current.get() if handle() not in (self, None))
 
     def _held(self) -> list[Lease]:
         leases = self._find()

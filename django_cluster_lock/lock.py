@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 def current_lock() -> "Lock | None":
     """The innermost lock held here, for code that runs under a decorator; None if there is none."""
-    held = current.get()
+    held = [handle for reference in current.get() if (handle := reference())]
     return cast(Lock, held[-1]) if held else None
 
 
