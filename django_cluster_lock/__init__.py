@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from django_cluster_lock.errors import LockUnavailable as LockUnavailable
     from django_cluster_lock.errors import StaleFence as StaleFence
     from django_cluster_lock.guards import cache_lock as cache_lock
+    from django_cluster_lock.inspection import locks as locks
     from django_cluster_lock.lock import Lock as Lock
     from django_cluster_lock.lock import current_lock as current_lock
 
@@ -24,6 +25,7 @@ _HOMES = {
     "Lock": "lock",
     "cache_lock": "guards",
     "current_lock": "lock",
+    "locks": "inspection",
     **dict.fromkeys(
         (
             "DuplicateFlight",

@@ -1,5 +1,9 @@
-"""What a look at the locks shows."""
+"""What a look at the locks shows. Times are seconds, by the clock of the server that told them.
 
+The ``locks`` command prints these as JSON, field by field: their names are part of the public interface.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -19,7 +23,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """One place in a lock's queue; times are seconds."""
+    """One live place in a lock's queue."""
 
     token: str
     alive_for: float
@@ -27,10 +31,10 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True)
 class LockSnapshot:
-    """One lock as its shard's primary showed it; times are seconds, by that server's clock.
+    """One lock as its shard's primary showed it.
 
     ``state`` is "held", "expired" (its holder's lease ended and nobody took over yet), "waited" (free, with live
-    waiters) or "free".
+    waiters) or "free". ``age`` is the time since it was granted, ``fence`` the last one granted.
     """
 
     name: str
@@ -44,3 +48,102 @@ class LockSnapshot:
     age: float
     lease_left: float
     waiters: tuple[Waiter, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Slots that could not be read, as ranges of first and last, of which node, and why."""
+
+    node: str
+    slots: tuple[tuple[int, int], ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The locks that are held or waited for, by name; those in ``unread`` slots are missing."""
+
+    locks: tuple[LockSnapshot, ...]
+    unread: tuple[Unread, ...] = ()
+
+    def __iter__(self) -> Iterator[LockSnapshot]:
+        return iter(self.locks)
+
+    def __len__(self) -> int:
+        return len(self.locks)
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedRelease:
+    """What became of a lease that was to end: ``outcome`` is "released", "handed" (to the first waiter) or "left".
+
+    It was left alone if the lock has another holder than the one shown, or none any more.
+    """
+
+    name: str
+    tag: str | None
+    token: str
+    outcome: str
+
+    def __bool__(self) -> bool:
+        return self.outcome != "left"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something in Redis that should be otherwise.
+
+    ``kind`` is "dead-entry", "missing-entry", "dead-waiters", "no-expiry", "wake-no-expiry" or "foreign". ``name`` is
+    the lock's, or empty where the key does not tell it. ``repair`` says what a repair does, empty if that is up to you.
+    """
+
+    kind: str
+    name: str
+    tag: str | None
+    node: str
+    key: str
+    detail: str
+    repair: str = ""
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found among so many keys; of what is ``unread`` nothing was repaired."""
+
+    keys: int
+    findings: tuple[Finding, ...]
+    unread: tuple[Unread, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShare:
+    """What one node has of the slots and locks."""
+
+    node: str
+    slots: int
+    locks: int
+    waiters: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotShare:
+    """What one slot has of the locks."""
+
+    slot: int
+    node: str
+    locks: int
+    waiters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How the locks are spread: ``skew`` is the most that a node has over the mean, ``slots`` are the fullest ones."""
+
+    locks: int
+    waiters: int
+    skew: float
+    nodes: tuple[NodeShare, ...]
+    slots: tuple[SlotShare, ...]
+    warnings: tuple[str, ...] = ()
+    unread: tuple[Unread, ...] = ()
