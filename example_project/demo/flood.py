@@ -1,0 +1,104 @@
+"""Many buyers at once, over HTTP."""
+
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from urllib.parse import urlencode
+
+BUYERS = 60
+SOLD, SOLD_OUT, BUSY, UNAVAILABLE, CUT_OFF = 201, 410, 409, 503, 0
+SERVED = {SOLD, SOLD_OUT}
+
+
+@dataclass(frozen=True)
+class Order:
+    event: int
+    buyer: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a buyer was told, and when; `CUT_OFF` if the connection broke before."""
+
+    event: int
+    status: int
+    asked: float
+    answered: float
+
+
+def orders_for(events: Sequence[int], number: int, seed: int) -> list[Order]:
+    choice = random.Random(seed)
+    return [Order(choice.choice(events), f"buyer {index}") for index in range(1, number + 1)]
+
+
+class Flood:
+    """Sends the orders to a shop, from as many threads as there are buyers."""
+
+    def __init__(self, port: int, path: str, orders: Sequence[Order]) -> None:
+        self.port, self.path = port, path
+        self.orders = deque(orders)
+        self.total = len(orders)
+        self.answers: list[Answer] = []
+        self.stopped = threading.Event()
+        self.began = self.ended = time.monotonic()
+        self._buyers = [threading.Thread(target=self._buy, daemon=True) for _ in range(BUYERS)]
+
+    def start(self) -> None:
+        self.began = time.monotonic()
+        for buyer in self._buyers:
+            buyer.start()
+
+    def stop(self) -> None:
+        """No new orders; those under way are waited for."""
+        self.stopped.set()
+        for buyer in self._buyers:
+            buyer.join()
+        self.ended = time.monotonic()
+
+    @property
+    def under_way(self) -> bool:
+        return any(buyer.is_alive() for buyer in self._buyers)
+
+    @property
+    def by_status(self) -> Counter[int]:
+        return Counter(answer.status for answer in self.answers)
+
+    def reached(self, share: float) -> bool:
+        """Waits until that share of the orders is answered; False if the flood ends before."""
+        while len(self.answers) < share * self.total:
+            if not self.under_way or self.stopped.wait(0.01):
+                return False
+        return True
+
+    def served_again(self, events: Sequence[int], since: float, after: float = 0.0) -> float:
+        """How long after that moment, and at least that time after it, the first buyer of these events was served."""
+        waits = [
+            answer.answered - since for answer in self.answers if answer.event in events and answer.status in SERVED
+        ]
+        return min((wait for wait in waits if wait > after), default=0.0)
+
+    def _buy(self) -> None:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        while not self.stopped.is_set():
+            try:
+                order = self.orders.popleft()
+            except IndexError:
+                break
+            asked = time.monotonic()
+            try:
+                connection.request("POST", self.path.format(order.event), urlencode({"buyer": order.buyer}), FORM)
+                answer = connection.getresponse()
+                answer.read()
+                status = answer.status
+            except (OSError, HTTPException):
+                connection.close()
+                status = CUT_OFF
+            self.answers.append(Answer(order.event, status, asked, time.monotonic()))
+        connection.close()
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -1,0 +1,38 @@
+import sys
+import tempfile
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.core.management import BaseCommand
+
+from demo.processes import stoppable
+from demo.run import Demo
+
+
+class Command(BaseCommand):
+    help = "Floods the shop with buyers, with the lock and without it, kills processes, and does the accounts."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--requests", type=int, default=3000, help="in each of the two floods (%(default)s)")
+        parser.add_argument("--seconds", type=float, default=45, help="that a flood lasts at most (%(default)s)")
+        parser.add_argument("--seed", type=int, default=1, help="of the buyers' choices (%(default)s)")
+        parser.add_argument("--no-kill", action="store_true", help="let all processes live")
+        parser.add_argument("--no-lock", action="store_true", help="leave the lock out of both floods: must fail")
+
+    def handle(self, **options: Any) -> None:
+        try:
+            with stoppable(), tempfile.TemporaryDirectory(prefix="ticket-shop-") as folder:
+                demo = Demo(
+                    Path(folder),
+                    requests=options["requests"],
+                    seconds=options["seconds"],
+                    seed=options["seed"],
+                    kill=not options["no_kill"],
+                    lock=not options["no_lock"],
+                )
+                passed = demo.run()
+        except KeyboardInterrupt:
+            print("\nStopped. Nothing is left running.", file=sys.stderr)
+            sys.exit(130)
+        sys.exit(0 if passed else 1)

@@ -1,0 +1,34 @@
+"""The payment service as the shop sees it: somewhere else, slow, and covered by no transaction of the database."""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+from django.conf import settings
+
+from shop.models import Event
+
+
+def charge(event: Event, buyer: str) -> str:
+    """Takes the price from the buyer. Returns the payment's number."""
+    if not settings.PAYMENT_URL:
+        time.sleep(0.05)
+        return secrets.token_hex(8)
+    order = {"event": event.pk, "buyer": buyer, "amount": event.price, "till": os.getpid()}
+    return str(_post("payments", order)["id"])
+
+
+def refund(payment: str) -> None:
+    if settings.PAYMENT_URL:
+        _post("refunds", {"payment": payment})
+
+
+def _post(path: str, form: Mapping[str, object]) -> Any:
+    url = f"{settings.PAYMENT_URL}/{path}"
+    with urlopen(url, urlencode(form).encode(), timeout=10) as answer:  # noqa: S310 - the URL is from the settings
+        return json.load(answer)

@@ -1,0 +1,16 @@
+from shop.models import Event
+
+PROGRAMME = (
+    ("The Thundering Herd", "Great Hall", "48.00"),
+    ("Split Brain Quartet", "Chamber Music Hall", "32.50"),
+    ("An Evening with a Replica", "Studio", "18.00"),
+    ("Last Write Wins", "Great Hall", "55.00"),
+    ("Two Generals, One Stage", "Old Theatre", "27.00"),
+    ("The Byzantine Choir", "Cathedral", "39.90"),
+)
+
+
+def create_events(capacity: int) -> list[Event]:
+    return [
+        Event.objects.create(name=name, place=place, price=price, capacity=capacity) for name, place, price in PROGRAMME
+    ]

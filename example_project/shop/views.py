@@ -1,0 +1,70 @@
+from collections.abc import Callable
+from functools import wraps
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_POST, require_safe
+
+from django_cluster_lock import LockBusy, LockUnavailable, cache_lock
+from shop.models import Event
+from shop.sales import SoldOut, sell
+
+
+def one_at_a_time(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """One sale of an event at a time, in whichever process; others wait for their turn."""
+
+    @wraps(view)
+    def guarded(request: HttpRequest, event_id: int) -> HttpResponse:
+        try:
+            with cache_lock(f"event:{event_id}", blocking_timeout=10, raise_on_release_error=False):
+                return view(request, event_id)
+        except LockBusy:
+            return HttpResponse("busy", status=409)
+        except LockUnavailable:
+            return HttpResponse("unavailable", status=503)
+
+    return guarded
+
+
+@require_safe
+def events(request: HttpRequest) -> HttpResponse:
+    return render(request, "shop/events.html", {"events": Event.objects.all()})
+
+
+@require_safe
+def event(request: HttpRequest, event_id: int) -> HttpResponse:
+    found = get_object_or_404(Event, pk=event_id)
+    return render(request, "shop/event.html", {"event": found, "tickets": found.tickets.order_by("-id")[:10]})
+
+
+@require_POST
+@one_at_a_time
+def buy(request: HttpRequest, event_id: int) -> HttpResponse:
+    try:
+        ticket = sell(event_id, request.POST.get("buyer") or "anonymous")
+    except SoldOut:
+        messages.error(request, "Too late: it is sold out.")
+    else:
+        messages.success(request, f"Ticket {ticket.pk} is yours, {ticket.buyer}.")
+    return redirect("event", event_id)
+
+
+@require_safe
+def api_events(_: HttpRequest) -> HttpResponse:
+    return JsonResponse({"events": list(Event.objects.values("id", "name", "place", "price", "capacity", "sold"))})
+
+
+@csrf_exempt
+@require_POST
+def api_buy_unguarded(request: HttpRequest, event_id: int) -> HttpResponse:
+    """The demo's control: what happens without the lock."""
+    try:
+        ticket = sell(event_id, request.POST.get("buyer") or "anonymous")
+    except SoldOut:
+        return JsonResponse({"status": "sold out"}, status=410)
+    return JsonResponse({"status": "sold", "ticket": ticket.pk, "fence": ticket.fence}, status=201)
+
+
+api_buy = one_at_a_time(api_buy_unguarded)
