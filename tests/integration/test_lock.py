@@ -1,12 +1,12 @@
 """The handle on every server: both faces, waiting, several names, renewal and loss."""
 
 import asyncio
-import threading
 import time
 
 import pytest
 
 from django_cluster_lock import LockError, LockLost, LockNotHeld, cache_lock, current_lock
+from tests.records import Record, auntil, in_thread
 
 
 @pytest.fixture(autouse=True)
@@ -78,23 +78,20 @@ def test_detached_here_attached_elsewhere():
     fence, token = lock.fence, lock.detach()
     with pytest.raises(LockNotHeld):
         lock.release()
-    attached = []
 
     def elsewhere():
         other = cache_lock("a")
         other.attach(token)
-        attached.append(other.fence)
+        attached = other.fence
         other.release()
+        return attached
 
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert attached == [fence]
+    assert in_thread(elsewhere) == fence
     assert not lock.locked()
 
 
 async def test_waiters_are_served_in_order(server, prefix):
-    order, admin = [], server.admin()
+    order, record = [], Record(server, prefix, "a")
 
     async def work(number):
         async with cache_lock("a", blocking_timeout=30):
@@ -104,8 +101,7 @@ async def test_waiters_are_served_in_order(server, prefix):
         waiting = []
         for number in range(20):
             waiting.append(asyncio.ensure_future(work(number)))
-            while sum(field.startswith(b"w") for field in admin.hkeys(f"{prefix}:lock:{{a}}")) <= number:
-                await asyncio.sleep(0.001)
+            await auntil(lambda: waiting[-1].done() or len(record.waiters()) > number)  # noqa: B023
     await asyncio.gather(*waiting)
     assert order == list(range(20))
 
@@ -119,11 +115,5 @@ def test_several_at_once():
 
 def test_several_or_none():
     with cache_lock("b"):
-        results = []
-        thread = threading.Thread(
-            target=lambda: results.append(cache_lock(["a", "b", "c"]).acquire(blocking_timeout=0.2))
-        )
-        thread.start()
-        thread.join()
-        assert results == [False]
+        assert in_thread(lambda: cache_lock(["a", "b", "c"]).acquire(blocking_timeout=0.2)) is False
         assert not cache_lock(["a", "c"]).locked()
