@@ -35,14 +35,17 @@ if not holder or deadline <= now then
 end
 
 if mark then
-  local oldest, expires
-  for i, cancelled in ipairs(read('x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')) do
-    local ends = tonumber((cancelled or ''):match(':(%d+)$') or 0)
-    if not expires or ends < expires then
-      oldest, expires = i - 1, ends
+  local place, soonest = 0, math.huge  -- its own, so that a repeated cancel ends no other's; else the oldest
+  for i, entry in ipairs(read('x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')) do
+    local ended, ends = (entry or ''):match('^(.*):(%d+)$')
+    if ended == token then
+      place = i - 1
+      break
+    elseif number(ends) < soonest then
+      place, soonest = i - 1, number(ends)
     end
   end
-  redis.call('HSET', record, 'x' .. oldest, token .. ':' .. text(now + MARK_LIFE))
+  redis.call('HSET', record, 'x' .. place, token .. ':' .. text(now + MARK_LIFE))
   newest = math.max(newest, now + MARK_LIFE)
   redis.call('HSET', record, 'a', text(newest))
 end
