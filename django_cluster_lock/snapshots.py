@@ -75,9 +75,11 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class ForcedRelease:
-    """What became of a lease that was to end: ``outcome`` is "released", "handed" (to the first waiter) or "left".
+    """What became of a lease that was to end; true if it was ended.
 
-    It was left alone if the lock has another holder than the one shown, or none any more.
+    ``outcome`` is "released", "handed" (released, and the first waiter has the lock), or "left": the lock has another
+    holder than the one shown, or none any more. The command also says "free" of a lock that nobody held when it
+    looked, and "unavailable" of one whose shard could not be asked.
     """
 
     name: str
@@ -86,7 +88,7 @@ class ForcedRelease:
     outcome: str
 
     def __bool__(self) -> bool:
-        return self.outcome != "left"
+        return self.outcome in {"released", "handed"}
 
 
 @dataclass(frozen=True, slots=True)
