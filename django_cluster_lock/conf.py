@@ -201,7 +201,9 @@ def _url_problems(where: str, value: object) -> Iterator[Problem]:
     urls = servers.listed(value)
     strange = next((url for url in urls if not isinstance(url, str)), None)
     if not urls or strange is not None:
-        yield Problem("E006", f"{where} {'has' if urls else 'is'} {_a(strange if urls else value)}, not a URL.")
+        yield Problem(
+            "E006", f"{where} {'has something' if urls else 'is'} {_a(strange if urls else value)}, not a URL."
+        )
         return
     if EMBEDDED in urls:
         if len(urls) > 1:
@@ -341,4 +343,5 @@ def _where(alias: str) -> str:
 
 def _a(value: object) -> str:
     """A value whose kind may be told, but whose content may be a secret."""
-    return "empty" if value in ("", [], ()) else f"of type {type(value).__name__}"
+    empty = not (value.strip(" ,;") if isinstance(value, str) else value)
+    return "empty" if empty else f"of type {type(value).__name__}"

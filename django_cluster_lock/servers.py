@@ -60,7 +60,7 @@ def is_readable(url: str) -> bool:
 
 def without_secrets(url: str) -> str:
     """A URL as it may be shown."""
-    return re.sub("//.*@", "//***@", url.partition("?")[0])
+    return re.sub("//.*@", "//***@", url).partition("?")[0]
 
 
 def connection_arguments(

@@ -85,4 +85,4 @@ def _container(value: object) -> str:
 
 
 def _item(value: object) -> str:
-    return _written(value, reserved="%(),=")
+    return _written(value, reserved="%(),=") or "%"  # so that no item and an empty one are not the same
