@@ -15,7 +15,7 @@ from django_cluster_lock.connections.options import ConnectionOptions, connectio
 from django_cluster_lock.connections.sync import Connections
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.exchange import Actions, carry
-from django_cluster_lock.protocol import Flow, Terms
+from django_cluster_lock.protocol import WAIT_FOR_REPLICAS, Flow, Terms
 from django_cluster_lock.renewal import Renewer
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Alias:
     @property
     def patience(self) -> float:
         """How long to try where the caller sets no limit: time for an attempt that fails and one that does not."""
-        return 2 * self.options.socket_timeout
+        return WAIT_FOR_REPLICAS + 2 * self.options.socket_timeout
 
     def terms(self, timeout: float) -> Terms:
         """What to ask a lease of that length for, on behalf of whoever runs here."""
