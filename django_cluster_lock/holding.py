@@ -7,18 +7,19 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakValueDictionary, ref
 
-from django_cluster_lock import names, protocol, scripts
+from django_cluster_lock import names, protocol, scripts, transactions
 from django_cluster_lock.aliases import Alias, aliases
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
-from django_cluster_lock.lease import Lease
+from django_cluster_lock.lease import Lease, letting_go
 from django_cluster_lock.names import Keys
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
+from django_cluster_lock.transactions import Kept
 
 T = TypeVar("T")
 ReleaseOn: TypeAlias = Literal["commit", "exit"]
@@ -31,7 +32,7 @@ class Unset:
 
 
 UNSET = Unset()
-_held_by: dict[tuple[str, bytes], tuple["Place", ReferenceType[Lease]]] = {}
+_held_anywhere: WeakValueDictionary[tuple[str, bytes], Lease] = WeakValueDictionary()
 current: ContextVar[tuple[ReferenceType["Holding"], ...]] = ContextVar("django_cluster_lock_current", default=())
 
 
@@ -144,25 +145,27 @@ class Holding:
         blocking_timeout: float | Unset | None = UNSET,
         token: str | bytes | None = None,
     ) -> Flow[None]:
-        alias, place = self._alias, Place.here()
-        locks = self._keys()
+        place, locks = Place.here(), self._keys()
+        if token is not None and len(locks) > 1:
+            raise TypeError(f"{self!r}: a token of your own is for a single lock")
+        kept = transactions.kept_here(self.alias, locks) if token is None else {}
+        missing = [keys for keys in locks if keys not in kept]
         wait = self._wait(blocking, blocking_timeout)
         if wait:
-            for keys in locks:
+            for keys in missing:
                 self._refuse_waiting_for_itself(keys, place)
-        terms = alias.terms(self.timeout)
+        terms = self._alias.terms(self.timeout)
         now = time.monotonic()
-        if len(locks) == 1:
+        grants: list[Grant] = []
+        if len(missing) == 1:
             own = new_token() if token is None else bytes_of(token)
-            grant = yield from protocol.acquire(locks[0], own, terms, now=now, until=now + wait, blocking=wait > 0)
-            grants = [grant]
-        else:
-            if token is not None:
-                raise TypeError(f"{self!r}: a token of your own is for a single lock")
+            grant = yield from protocol.acquire(missing[0], own, terms, now=now, until=now + wait, blocking=wait > 0)
+            grants.append(grant)
+        elif missing:
             grants = yield from protocol.acquire_all(
-                locks, new_token, terms, now=now, until=now + wait, blocking=wait > 0
+                missing, new_token, terms, now=now, until=now + wait, blocking=wait > 0
             )
-        self._hold(place, grants, terms)
+        self._hold(place, grants, terms, kept)
 
     def _acquiring_if_free(
         self, blocking: bool | None, blocking_timeout: float | Unset | None, token: str | bytes | None
@@ -174,31 +177,25 @@ class Holding:
         return True
 
     def _releasing(self) -> Flow[None]:
-        yield from self._letting_go(self._give_up())
-
-    def _letting_go(self, leases: Sequence[Lease]) -> Flow[None]:
-        """Frees what was held. Each lease is closed before, so that no renewal counts any more."""
-        now = time.monotonic()
-        reasons = {lease.name: lease.trouble(now) for lease in leases}
-        grants = [lease.grant for lease in leases]
-        deadline, valid_until = now + self._alias.patience, min(lease.valid_until for lease in leases)
-        if len(grants) == 1:
-            released = yield from protocol.release(grants[0], deadline=deadline, valid_until=valid_until)
-            failed: list[Grant | LockError] = [] if released else list(grants)
-        else:
-            failed = yield from protocol.release_all(grants, deadline=deadline, valid_until=valid_until)
-        for failure in failed:
-            if isinstance(failure, LockError):
-                raise failure
-            reasons[failure.keys.name] = reasons[failure.keys.name] or "Redis no longer knew its lease"
-        for name, reason in reasons.items():
-            if reason:
-                raise LockLost(name, reason)
+        leases = self._give_up()
+        own = [lease for lease in leases if not transactions.put_back(lease)]
+        if own:
+            yield from letting_go(own, patience=self._alias.patience)
+        for lease in leases:
+            if reason := lease.trouble():
+                raise LockLost(lease.name, reason)
 
     def _leaving(self, error: BaseException | None) -> Flow[None]:
-        """Frees the lock at the end of a ``with``; what the block raised is more telling than a failing release."""
+        """Frees the lock at the end of a ``with``, or keeps it for the transactions that are open.
+
+        What the block raised is more telling than a failing release.
+        """
         try:
-            yield from self._releasing()
+            unfinished = transactions.open_connections() if self.release_on == "commit" else []
+            if unfinished and not self.lost:
+                transactions.keep(self._alias, self._give_up(), unfinished)
+            else:
+                yield from self._releasing()
         except LockError as failure:
             if error is None and self.raise_on_release_error:
                 raise
@@ -240,7 +237,11 @@ class Holding:
 
     def _detaching(self) -> Flow[str]:
         yield from self._extending(self.timeout, replace=True)
-        return _joined(self._give_up())
+        leases = self._give_up()
+        for lease in leases:
+            lease.closed = True
+            transactions.put_back(lease)
+        return _joined(leases)
 
     def _attaching(self, token: str | bytes) -> Flow[None]:
         locks, terms, now = self._keys(), self._alias.terms(self.timeout), time.monotonic()
@@ -266,7 +267,7 @@ class Holding:
         """The locks in the order all callers share, so that none waits for the other in a circle."""
         prefix = self._alias.settings.key_prefix
         locks = [names.keys_of(prefix, names.check_name(name), self.tag) for name in self.names]
-        return sorted(locks, key=lambda keys: (keys.slot, keys.name))
+        return sorted(locks, key=_order)
 
     def _wait(self, blocking: bool | None, blocking_timeout: float | Unset | None) -> float:
         """How many seconds to wait, 0 for not at all."""
@@ -278,33 +279,31 @@ class Holding:
         raise AssertionError
 
     def _refuse_waiting_for_itself(self, keys: Keys, place: Place) -> None:
-        holder, lease = _held_by.get((self.alias, keys.record), (None, None))
-        held = lease() if lease else None
-        if holder == place and held and held.pid == os.getpid() and not held.closed and not held.trouble():
+        held = _held_anywhere.get((self.alias, keys.record))
+        if held and held.place == place and held.pid == os.getpid() and not held.closed and not held.trouble():
             raise LockError(keys.name, "it is held right here already, so that waiting for it would never end")
 
-    def _hold(self, place: Place, grants: Iterable[Grant], terms: Terms) -> None:
-        alias, leases = self._alias, []
+    def _hold(
+        self, place: Place, grants: Iterable[Grant], terms: Terms, kept: Mapping[Keys, Kept] | None = None
+    ) -> None:
+        leases = [keeper.lend(keys) for keys, keeper in kept.items()] if kept else []
         for grant in grants:
-            lease = Lease(grant, terms, max_hold=self.max_hold)
+            lease = Lease(grant, terms, max_hold=self.max_hold, place=place)
             leases.append(lease)
-            _held_by[self.alias, grant.keys.record] = (place, ref(lease))
+            _held_anywhere[self.alias, grant.keys.record] = lease
             if self.renew:
-                alias.renewer.add(lease)
+                self._alias.renewer.add(lease)
         for forgotten in self._leases.get(place, ()):
             forgotten.closed = True
-        self._leases[place] = leases
+        self._leases[place] = sorted(leases, key=lambda lease: _order(lease.grant.keys))
         current.set((*self._others_current(), ref(self)))
 
     def _give_up(self) -> list[Lease]:
-        """Takes the leases held here off the handle; they are no longer renewed."""
+        """Takes the leases held here off the handle."""
         leases = self._held()
         for place, held in list(self._leases.items()):
             if held is leases:
                 del self._leases[place]
-        for lease in leases:
-            lease.closed = True
-            _held_by.pop((self.alias, lease.grant.keys.record), None)
         current.set(self._others_current())
         return leases
 
@@ -336,6 +335,10 @@ SEPARATOR = b"."
 def new_token() -> bytes:
     """A token that no other lease has: 16 characters of 96 random bits."""
     return secrets.token_urlsafe(12).encode()
+
+
+def _order(keys: Keys) -> tuple[int, str]:
+    return keys.slot, keys.name
 
 
 def bytes_of(token: str | bytes) -> bytes:

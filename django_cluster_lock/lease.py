@@ -2,27 +2,44 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from django_cluster_lock.protocol import Grant, Terms
+from django_cluster_lock import protocol
+from django_cluster_lock.errors import LockError, LockLost
+from django_cluster_lock.protocol import Flow, Grant, Terms
 
 
 class Lease:
     """The time-limited right to one lock. Times are seconds of this process's monotonic clock.
 
     It is trusted until `valid_until`, which renewals move on and which never lies later than the server's deadline.
-    `lost` says why it ended early, if it did; `closed` that its holder gave it up.
+    `lost` says why it ended early, if it did; `closed` that its holder gave it up; `place` where it is held;
+    `keeper` what it goes back to, if it was taken over from there.
     """
 
-    __slots__ = ("__weakref__", "closed", "grant", "hold_until", "lost", "on_lost", "pid", "terms", "valid_until")
+    __slots__ = (
+        "__weakref__",
+        "closed",
+        "grant",
+        "hold_until",
+        "keeper",
+        "lost",
+        "on_lost",
+        "pid",
+        "place",
+        "terms",
+        "valid_until",
+    )
 
-    def __init__(self, grant: Grant, terms: Terms, *, max_hold: float) -> None:
+    def __init__(self, grant: Grant, terms: Terms, *, max_hold: float, place: object = None) -> None:
         self.grant = grant
         self.terms = terms
         self.valid_until = grant.valid_until
         self.hold_until = grant.valid_until - terms.timeout + max_hold
         self.lost = ""
         self.closed = False
+        self.place = place
+        self.keeper: object = None
         self.on_lost: list[Callable[[Lease], None]] = []
         self.pid = os.getpid()
 
@@ -46,3 +63,29 @@ class Lease:
         self.lost = reason
         for callback in self.on_lost:
             callback(self)
+
+
+def letting_go(leases: Sequence[Lease], *, patience: float) -> Flow[None]:
+    """Frees what was held. Each lease is closed first, so that no renewal counts any more.
+
+    Raises:
+        LockLost: one had ended before. LockUnavailable: Redis could not be told.
+    """
+    now = time.monotonic()
+    for lease in leases:
+        lease.closed = True
+    reasons = {lease.name: lease.trouble(now) for lease in leases}
+    grants = [lease.grant for lease in leases]
+    deadline, valid_until = now + patience, min(lease.valid_until for lease in leases)
+    if len(grants) == 1:
+        released = yield from protocol.release(grants[0], deadline=deadline, valid_until=valid_until)
+        failed: list[Grant | LockError] = [] if released else list(grants)
+    else:
+        failed = yield from protocol.release_all(grants, deadline=deadline, valid_until=valid_until)
+    for failure in failed:
+        if isinstance(failure, LockError):
+            raise failure
+        reasons[failure.keys.name] = reasons[failure.keys.name] or "Redis no longer knew its lease"
+    for name, reason in reasons.items():
+        if reason:
+            raise LockLost(name, reason)

@@ -1,14 +1,124 @@
-"""A lock must not come free before the transaction that wrote under it has ended."""
+"""A lock must not come free before the transaction that wrote under it has ended.
 
-from collections.abc import Callable, Iterable, Iterator
+Around a view the lock is taken before the request's transaction begins (`mark`, `wanted`, `on`). Where a transaction
+is open already, the lock outlives its ``with`` (`keep`) until that ends.
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest
 
+from django_cluster_lock.aliases import Alias
+from django_cluster_lock.errors import LockLost
+from django_cluster_lock.lease import Lease, letting_go
+from django_cluster_lock.names import Keys
+
+logger = logging.getLogger("django_cluster_lock")
+_kept: WeakValueDictionary[tuple[str, bytes], "Kept"] = WeakValueDictionary()
 MARKS = "_non_atomic_requests"  # where Django looks up for which databases a view wants no transaction
+
+
+class Kept:
+    """Leases that stay until the transactions which were open when their holder left have ended.
+
+    Django has a hook for a commit, none for a rollback. But it drops what `on_commit` registered when the transaction,
+    or the savepoint it was registered in, ends either way. So nothing else refers to this, unless a lock of the same
+    name takes the lease over for a while: the last reference that goes frees the leases.
+    """
+
+    def __init__(self, alias: Alias, leases: Iterable[Lease]) -> None:
+        self._alias = alias
+        self.thread = threading.get_ident()
+        self.leases = {lease.grant.keys: lease for lease in leases}
+
+    def __call__(self) -> None:
+        """What Django calls after the commit, to drop it then."""
+
+    def lend(self, keys: Keys) -> Lease:
+        """One of the leases, for a handle here; `put_back` ends that."""
+        lease = self.leases[keys]
+        lease.keeper = self
+        return lease
+
+    def __del__(self) -> None:
+        # It may run in any thread, amid anything, and at the end of the process.
+        leases = [lease for lease in self.leases.values() if lease.pid == os.getpid() and not lease.closed]
+        if not leases or sys.is_finalizing():
+            return
+        try:
+            self._alias.run(letting_go(leases, patience=self._alias.patience))
+        except BaseException as failure:
+            name = ", ".join(lease.name for lease in leases)
+            logger.warning("lock.release_failed", extra={"lock": name, "reason": str(failure)})
+
+
+class _Block:
+    """Takes the place of a block of `atomic` in its connection's list, to be dropped when it ends."""
+
+    _from_testcase = False
+
+    def __init__(self) -> None:
+        self.kept: list[Kept] = []
+
+
+def keep(alias: Alias, leases: Sequence[Lease], connections: Iterable[BaseDatabaseWrapper]) -> None:
+    """Keeps leases that nobody holds any more until the last of the open transactions has ended."""
+    keepers = {lease.keeper for lease in leases if isinstance(lease.keeper, Kept)}
+    own = [lease for lease in leases if not put_back(lease)]
+    if own:
+        kept = Kept(alias, own)
+        keepers.add(kept)
+        for keys in kept.leases:
+            _kept[alias.settings.alias, keys.record] = kept
+    for connection in connections:
+        for keeper in keepers:
+            _register(connection, keeper)
+
+
+def kept_here(alias: str, locks: Iterable[Keys]) -> dict[Keys, Kept]:
+    """Which of the locks are kept for a transaction of this thread, and free for it to enter again.
+
+    Raises:
+        LockLost: the lease of one has ended, so that the transaction should not commit.
+    """
+    found = {}
+    for keys in locks if _kept else ():
+        kept = _kept.get((alias, keys.record))
+        lease = kept.leases[keys] if kept and kept.thread == threading.get_ident() else None
+        if lease and kept and lease.pid == os.getpid() and not (lease.closed or lease.keeper):
+            if reason := lease.trouble():
+                raise LockLost(lease.name, f"{reason}, while the transaction was still open")
+            found[keys] = kept
+    return found
+
+
+def put_back(lease: Lease) -> bool:
+    """Gives a lease back to the transaction it is kept for; False if it is kept for none."""
+    taken_over = lease.keeper is not None
+    lease.keeper = None
+    return taken_over
+
+
+def _register(connection: BaseDatabaseWrapper, kept: Kept) -> None:
+    blocks = cast("list[object]", connection.atomic_blocks)
+    if not _from_testcase(blocks[0]):
+        connection.on_commit(kept)
+        return
+    # Here no commit will come: the end of the outermost block of the code under test stands for it.
+    outermost = next(place for place, block in enumerate(blocks) if not _from_testcase(block))
+    block = blocks[outermost]
+    if not isinstance(block, _Block):
+        block = blocks[outermost] = _Block()
+    block.kept.append(kept)
 
 
 class OpensItsOwn(set[str]):
