@@ -132,7 +132,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
     while True:
         if outcome is None:
             if course.node is None:
-                yield from learn(routes, None, call.deadline)
+                yield from course.learn()
                 course.find_node()
             try:
                 outcome = (yield course.request()) if course.node else course.nowhere()
@@ -148,7 +148,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
         else:
             course.unheard(outcome)
         if course.layout_is_old:
-            yield from learn(routes, outcome.now, call.deadline)
+            yield from course.learn(outcome.now)
         if course.pause:
             yield Pause(min(course.pause, max(call.deadline - outcome.now, 0.001)))
         course.find_node()
@@ -162,6 +162,7 @@ class Course:
     first_sent: float | None = None
     pause = 0.0
     _next: Node | None = None
+    _silence = ""  # why no node told the layout
     _backoff = FIRST_PAUSE
     _redirections = 0
 
@@ -193,8 +194,14 @@ class Course:
     def reply(self, answer: Answer, value: object) -> Reply:
         return replied(self.call, self.routes, answer, value, self.first_sent, unanswered=self.unanswered)
 
+    def learn(self, now: float | None = None) -> Actions[None]:
+        silence = yield from learn(self.routes, now, self.call.deadline)
+        if silence is not None:
+            self._silence = silence
+
     def nowhere(self) -> NoAnswer:
-        return NoAnswer(f"no node serves its slot {self.call.keys.slot}", self.routes.learned_at)
+        reason = self._silence or f"no node serves its slot {self.call.keys.slot}"
+        return NoAnswer(reason, self.routes.learned_at)
 
     def find_node(self) -> None:
         """Where to send the next attempt.
@@ -342,16 +349,23 @@ def needed_by(call: Call, routes: Routes) -> int:
     return routes.replicas(call.keys.slot) if call.replicas is None else call.replicas
 
 
-def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[None]:
-    """Learns the layout anew from the first node that tells it before the deadline, unless that was just done."""
+def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[str | None]:
+    """Learns the layout anew from the first node that tells it before the deadline, unless that was just done.
+
+    Returns:
+        Why the last node that was asked did not tell it: nothing if it did, None if none was asked.
+    """
     if now is not None and now - routes.learned_at < LAYOUT_KEEPS:
-        return
+        return None
+    silence = ""
     for node in routes.candidates():
         outcome = yield from sent(Send(node, LAYOUT, 0, 0))
         routes.learned_at = outcome.now
         if isinstance(outcome, NoAnswer):
             routes.suspect(node)
+            silence = outcome.reason
         elif routes.learn(outcome.values, node):
-            return
+            return ""
         if outcome.now >= deadline:
-            return
+            break
+    return silence
