@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, wraps
+from types import MethodType
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from asgiref.sync import iscoroutinefunction
@@ -202,10 +203,11 @@ class Naming:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    if isinstance(function, partial):
+    inner = inspect.unwrap(function, stop=lambda step: isinstance(step, partial | MethodType))
+    if isinstance(inner, partial):
         # Django's method_decorator makes it look like the method with `self`, which is bound already.
-        function = partial(function.func, *function.args, **function.keywords)
-    return inspect.signature(function)
+        inner = partial(inner.func, *inner.args, **inner.keywords)
+    return inspect.signature(inner)
 
 
 def _refuse(function: object) -> None:

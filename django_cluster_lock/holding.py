@@ -182,7 +182,7 @@ class Holding:
         if own:
             yield from letting_go(own, patience=self._alias.patience)
         for lease in leases:
-            if reason := lease.trouble():
+            if lease not in own and (reason := lease.trouble()):
                 raise LockLost(lease.name, reason)
 
     def _leaving(self, error: BaseException | None) -> Flow[None]:

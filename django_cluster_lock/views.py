@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -85,17 +85,14 @@ class Answering:
 
 def request_of(args: tuple[object, ...]) -> object | None:
     """The request, as the function gets it, of a call that is a view's; None if it is none."""
-    for argument in args[:2]:
-        if isinstance(argument, HttpRequest) or isinstance(_wrapped(argument), HttpRequest):
-            return argument
-    return None
+    return next((argument for argument in args[:2] if _http_request(argument)), None)
 
 
 def http_request(request: object) -> HttpRequest:
     """Django's request, which REST framework's wraps."""
-    wrapped = request if isinstance(request, HttpRequest) else _wrapped(request)
-    assert isinstance(wrapped, HttpRequest)
-    return wrapped
+    found = _http_request(request)
+    assert found
+    return found
 
 
 def answer_to(error: BaseException | None) -> Answer | None:
@@ -120,10 +117,13 @@ def response_of(request: object, answer: Answer) -> HttpResponse:
     return response
 
 
-def _wrapped(argument: object) -> object:
-    # Not by getattr, which would evaluate a lazy object such as request.user.
+def _http_request(argument: object) -> HttpRequest | None:
+    # Not by isinstance and getattr, which would evaluate a lazy object such as request.user.
+    if issubclass(type(argument), HttpRequest):
+        return cast(HttpRequest, argument)
     attributes: dict[str, object] = getattr(argument, "__dict__", {})
-    return attributes.get("_request")
+    wrapped = attributes.get("_request")
+    return wrapped if isinstance(wrapped, HttpRequest) else None
 
 
 def _is_rest_framework(request: object) -> bool:
