@@ -32,7 +32,7 @@ class LockError(Exception):
 
     def __str__(self) -> str:
         held = f" (held by {self.holder})" if self.holder else ""
-        told = f": {self.detail}" if self.detail else ""
+        told = f": {self.detail.rstrip('.')}" if self.detail else ""
         return f"Lock {self.name!r} {self.problem}{held}{told}.{' ' if self.hint else ''}{self.hint}"
 
     __repr__ = Exception.__repr__

@@ -34,6 +34,7 @@ def test_message_has_name_holder_detail_and_next_step(kind):
     text = str(kind(*ARGS))
     assert text == f"Lock 'invoice:42' {kind.problem} (held by {ARGS[2]}): {ARGS[1]}.{' ' * bool(kind.hint)}{kind.hint}"
     assert str(kind("invoice:42")).startswith(f"Lock 'invoice:42' {kind.problem}.")
+    assert str(kind(ARGS[0], f"{ARGS[1]}.", ARGS[2])) == text
     assert kind is LockError or kind.hint.endswith(".")
 
 

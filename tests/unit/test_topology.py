@@ -1,0 +1,124 @@
+"""What is learnt from a server's answers, without a server."""
+
+import pytest
+
+from django_cluster_lock.connections.topology import Topology
+from django_cluster_lock.exchange import Refusal
+from django_cluster_lock.names import SLOTS
+
+A, B, C = ("10.0.0.1", 7000), ("10.0.0.2", 7000), ("10.0.0.3", 7000)
+NODES = b"""\
+a 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-8191
+b 10.0.0.2:7000@17000,b.example master - 0 0 2 connected 8192-16383
+c 10.0.0.3:7000@17000 slave a 0 0 1 connected
+d 10.0.0.4:7000@17000 slave,fail a 0 0 1 disconnected
+e 10.0.0.5:7000@17000 master,fail - 0 0 1 disconnected
+"""
+CLUSTER_IS_OFF = Refusal("ERR This instance has cluster support disabled")
+INFO = b"# Replication\r\nrole:master\r\nconnected_slaves:2\r\n"
+
+
+def slots(*ranges):
+    return [[start, end, [host, port, node_id, []]] for start, end, host, port, node_id in ranges]
+
+
+TWO = slots((0, 8191, b"10.0.0.1", 7000, b"a"), (8192, 16383, b"10.0.0.2", 7000, b"b"))
+
+
+def test_nothing_is_known_at_first():
+    topology = Topology([A, B])
+    assert topology.primary(0) is None
+    assert topology.replicas(0) == 0
+    assert set(topology.candidates()) == {A, B}
+
+
+def test_primaries_and_all_their_replicas_failed_ones_too():
+    topology = Topology([C])
+    assert topology.learn([TWO, NODES, INFO], C)
+    assert topology.is_cluster
+    assert topology.primaries() == [A, B]
+    assert [topology.primary(slot) for slot in (0, 8191, 8192, SLOTS - 1)] == [A, A, B, B]
+    assert [topology.replicas(slot) for slot in (0, 8192)] == [2, 0]
+    assert set(topology.candidates()) == {A, B, C}
+
+
+def test_slots_without_a_primary_have_none():
+    topology = Topology([A])
+    topology.learn([TWO, NODES, INFO], A)
+    assert topology.learn([TWO[:1], NODES, INFO], A)
+    assert topology.primary(8192) is None
+    assert topology.replicas(8192) == 0
+
+
+@pytest.mark.parametrize("host", [b"", None])
+def test_a_node_that_does_not_tell_its_host_is_where_it_was_asked(host):
+    topology = Topology([A])
+    assert topology.learn([slots((0, 16383, host, 7001, b"a")), NODES, INFO], A)
+    assert topology.primary(5) == ("10.0.0.1", 7001)
+
+
+def test_remap_is_for_what_nodes_tell_of_each_other():
+    topology = Topology([A], remap=lambda node: ("nat.example", node[1] + 1))
+    assert topology.candidates() == [A]
+    topology.learn([TWO, NODES, INFO], A)
+    assert topology.primaries() == [("nat.example", 7001)]
+    assert topology.redirected("10.0.0.9:8000", A) == ("nat.example", 8001)
+
+
+@pytest.mark.parametrize(
+    ("to", "node"),
+    [("10.0.0.9:8000", ("10.0.0.9", 8000)), (":8000", ("10.0.0.1", 8000)), ("[fe80::1]:8000", ("fe80::1", 8000))],
+)
+def test_redirection(to, node):
+    assert Topology([A]).redirected(to, A) == node
+
+
+def test_a_redirection_is_remembered():
+    topology = Topology([A])
+    topology.learn([TWO, NODES, INFO], A)
+    topology.moved(0, B)
+    assert [topology.primary(slot) for slot in (0, 1)] == [B, A]
+
+
+def test_who_did_not_answer_is_asked_last():
+    topology = Topology([A, B, C])
+    topology.suspect(A)
+    topology.suspect(A)
+    topology.suspect(C)
+    assert topology.candidates() == [B, C, A]
+    topology.learn([TWO, NODES, INFO], A)
+    assert topology.candidates()[-1] == C
+
+
+def test_a_server_that_is_no_cluster_serves_all_slots():
+    topology = Topology([A])
+    assert topology.learn([CLUSTER_IS_OFF, CLUSTER_IS_OFF, INFO], A)
+    assert not topology.is_cluster
+    assert topology.primaries() == [A]
+    assert [topology.replicas(slot) for slot in (0, SLOTS - 1)] == [2, 2]
+
+
+def test_several_servers_that_are_no_cluster_are_refused():
+    topology = Topology([A, B])
+    assert not topology.learn([CLUSTER_IS_OFF, CLUSTER_IS_OFF, INFO], A)
+    assert topology.refused == "10.0.0.1:7000 is in no cluster: of such servers, LOCATION may name one alone"
+    assert topology.primary(0) is None
+    assert topology.learn([TWO, NODES, INFO], B)
+    assert topology.refused == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ([Refusal("NOPERM no permissions"), NODES, INFO], "NOPERM no permissions"),
+        ([Refusal("LOADING the dataset"), NODES, INFO], ""),
+        ([[], NODES, INFO], ""),
+        ([TWO, Refusal("NOPERM no permissions"), INFO], ""),
+    ],
+)
+def test_an_answer_that_tells_nothing_leaves_what_is_known(values, refused):
+    topology = Topology([A])
+    topology.learn([TWO, NODES, INFO], A)
+    assert not topology.learn(values, B)
+    assert topology.primaries() == [A, B]
+    assert topology.refused == refused
