@@ -143,7 +143,7 @@ class Guard(Lock):
                     return await function(*args, **kwargs)
             with Answering(request, self._response) as answering:
                 async with self._for_view(names_of(args, kwargs)) as lock:
-                    transactions.refuse_async(http_request(request))
+                    transactions.refuse_async(http_request(request), function)
                     answering.response = await function(*args, **kwargs)
                     lock.raise_if_lost()
             return answering.response
@@ -160,7 +160,7 @@ class Guard(Lock):
                 with Lock(names_of(args, kwargs), blocking=self.blocking, **self._options):
                     return _finished(function, function(*args, **kwargs))
             with Answering(request, self._response) as answering, self._for_view(names_of(args, kwargs)) as lock:
-                databases = transactions.wanted(http_request(request)) if opens_transactions else []
+                databases = transactions.wanted(http_request(request), function) if opens_transactions else []
                 with transactions.on(databases):
                     answering.response = _finished(function, function(*args, **kwargs))
                     lock.raise_if_lost()  # while it can still be rolled back

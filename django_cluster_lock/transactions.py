@@ -149,17 +149,19 @@ def is_marked(view: object) -> bool:
     return isinstance(getattr(view, MARKS, None), OpensItsOwn)
 
 
-def wanted(request: HttpRequest) -> list[str]:
-    """The databases for which Django would have opened a transaction, had the view of the request not been marked."""
+def wanted(request: HttpRequest, function: object) -> list[str]:
+    """The databases for which Django would have opened a transaction, had the view of the request not been marked.
+
+    Args:
+        function: what was decorated, whose own marks may not have reached the view.
+    """
     view = getattr(request.resolver_match, "func", None)
     if not is_marked(view):
         return []
-    unwanted = list(getattr(view, MARKS))
-    opened = [connection.alias for connection in open_connections()]
+    unwanted = {*getattr(view, MARKS), *getattr(function, MARKS, ())}
+    unwanted.update(connection.alias for connection in open_connections())
     return [
-        alias
-        for alias, options in connections.settings.items()
-        if options["ATOMIC_REQUESTS"] and alias not in unwanted and alias not in opened
+        alias for alias, options in connections.settings.items() if options["ATOMIC_REQUESTS"] and alias not in unwanted
     ]
 
 
@@ -172,9 +174,9 @@ def on(databases: Iterable[str]) -> Iterator[None]:
         yield
 
 
-def refuse_async(request: HttpRequest) -> None:
+def refuse_async(request: HttpRequest, function: object) -> None:
     """Raises what Django raises for an async view that is to be in a transaction."""
-    if wanted(request):
+    if wanted(request, function):
         raise RuntimeError("You cannot use ATOMIC_REQUESTS with async views.")
 
 

@@ -11,6 +11,8 @@ import pytest
 from django_cluster_lock import embedded
 from tests.servers import KINDS, PREFIX_STEM, SERVERS, missing
 
+pytest_plugins = ["tests.postgres"]
+
 BASE = "CLUSTER_LOCK_TEST_SERVERS"
 WORKER = "PYTEST_XDIST_WORKER"
 
