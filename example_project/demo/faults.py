@@ -1,75 +1,66 @@
-"""What goes wrong during a flood: a web process is killed in the middle of a sale, and a primary of the cluster."""
+"""What goes wrong during a flood: a web process is killed in the middle of a sale, then a primary of the cluster."""
 
 import json
 import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection
 
 from redis import RedisCluster
 
-from demo.flood import Flood
+from demo.flood import Flood, Kill
 from demo.processes import Shop
 from django_cluster_lock import embedded
+
+ON_THEIR_WAY = 0.5  # seconds in which answers given before a kill still arrive
 
 
 @dataclass
 class Faults:
-    """What was done, for the account; times are of the monotonic clock."""
-
-    till: int | None = None  # the killed web process
-    till_event: int = 0
-    till_killed: float = 0.0
-    till_pause: float = 0.0  # until a buyer of the event was served again
-    primary: int | None = None  # the port of the killed primary
-    primary_events: list[int] = field(default_factory=list)
-    primary_killed: float = 0.0
-    primary_pause: float = 0.0
-    promoted_after: float = 0.0
-    whole_again: bool = False
+    web: Kill | None = None
+    primary: Kill | None = None
 
 
-def kill_a_web_process(shop: Shop, flood: Flood, faults: Faults) -> None:
-    """Kills one that has just paid and has not yet written the ticket."""
+def kill_a_web_process(shop: Shop, flood: Flood) -> Kill | None:
+    """Kills one that has just taken a payment and has not yet written the ticket."""
     if not flood.reached(0.1):
-        return
+        return None
     connection = HTTPConnection("127.0.0.1", shop.payment_port, timeout=10)
-    connection.request("POST", "/hold")
     try:
+        connection.request("POST", "/hold")
         payment = json.load(connection.getresponse())
     except TimeoutError:  # nobody pays any more
-        return
+        return None
     finally:
         connection.close()
     shop.kill(int(payment["till"]))
-    faults.till, faults.till_event, faults.till_killed = int(payment["till"]), int(payment["event"]), time.monotonic()
+    return Kill(int(payment["till"]), [int(payment["event"])], time.monotonic(), ON_THEIR_WAY)
 
 
-def kill_a_primary(cluster: embedded.Cluster, events: Sequence[int], flood: Flood, faults: Faults) -> None:
+def kill_a_primary(cluster: embedded.Cluster, events: Sequence[int], flood: Flood) -> Kill | None:
     """Kills the primary of the first event's lock, and starts it again once its replica has taken over."""
     if not flood.reached(0.35):
-        return
+        return None
     with RedisCluster.from_url(cluster.urls[0]) as client:
         # A lock's hash tag is its name.
         ports = {event: client.get_node_from_key(f"{{event:{event}}}").port for event in events}
     port = ports[events[0]]
-    faults.primary_events = [event for event in events if ports[event] == port]
     os.kill(cluster.pid(port), signal.SIGKILL)
-    faults.primary, faults.primary_killed = port, time.monotonic()
+    killed = time.monotonic()
     # Not before: a primary that comes back empty in time for nobody to notice has forgotten its locks.
-    while not promoted(cluster, port):
-        if flood.stopped.wait(0.1):
-            return
-    faults.promoted_after = time.monotonic() - faults.primary_killed
-    embedded.up(cluster.directory)
-    status = embedded.status(cluster.directory)
-    faults.whole_again = bool(status and status.ok)
+    while not is_replaced(cluster, port):
+        if flood.stopped.wait(0.05):
+            return None
+    replaced = time.monotonic() - killed
+    if embedded.up(cluster.directory).ports != cluster.ports:
+        raise RuntimeError("The killed primary did not come back to its cluster. Is the machine very busy?")
+    return Kill(port, [event for event in events if ports[event] == port], killed, replaced)
 
 
-def promoted(cluster: embedded.Cluster, dead: int) -> bool:
-    """Whether another node has taken the place of the dead primary."""
+def is_replaced(cluster: embedded.Cluster, port: int) -> bool:
+    """Whether another node serves in the place of this dead one."""
     status = embedded.status(cluster.directory)
-    primaries = [node for node in status.nodes if node.role == "primary"] if status else []
-    return len(primaries) == 3 and all(node.port != dead for node in primaries)
+    primaries = [node.port for node in status.nodes if node.role == "primary"] if status else []
+    return len(primaries) == 3 and port not in primaries

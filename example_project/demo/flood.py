@@ -7,11 +7,12 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from typing import Self
 from urllib.parse import urlencode
 
 BUYERS = 60
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 SOLD, SOLD_OUT, BUSY, UNAVAILABLE, CUT_OFF = 201, 410, 409, 503, 0
-SERVED = {SOLD, SOLD_OUT}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,28 @@ class Answer:
     status: int
     asked: float
     answered: float
+
+    @property
+    def served(self) -> bool:
+        """Whether it was the buyer's turn."""
+        return self.status in {SOLD, SOLD_OUT}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A process that was killed during a flood.
+
+    Args:
+        victim: the id of a web process, or the port of a primary.
+        events: those whose locks it had.
+        at: when, on the monotonic clock.
+        settled_after: how many seconds after that answers were sure not to have been on their way before.
+    """
+
+    victim: int
+    events: Sequence[int]
+    at: float
+    settled_after: float
 
 
 def orders_for(events: Sequence[int], number: int, seed: int) -> list[Order]:
@@ -47,13 +70,17 @@ class Flood:
         self.began = self.ended = time.monotonic()
         self._buyers = [threading.Thread(target=self._buy, daemon=True) for _ in range(BUYERS)]
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self.began = time.monotonic()
         for buyer in self._buyers:
             buyer.start()
+        return self
 
-    def stop(self) -> None:
-        """No new orders; those under way are waited for."""
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+
+    def finish(self) -> None:
+        """No new orders; waits for the answers to those under way."""
         self.stopped.set()
         for buyer in self._buyers:
             buyer.join()
@@ -74,12 +101,12 @@ class Flood:
                 return False
         return True
 
-    def served_again(self, events: Sequence[int], since: float, after: float = 0.0) -> float:
-        """How long after that moment, and at least that time after it, the first buyer of these events was served."""
-        waits = [
-            answer.answered - since for answer in self.answers if answer.event in events and answer.status in SERVED
-        ]
-        return min((wait for wait in waits if wait > after), default=0.0)
+    def pause_after(self, kill: Kill | None) -> float | None:
+        """How long after a kill a buyer of the events concerned was served again."""
+        if kill is None:
+            return None
+        waits = [answer.answered - kill.at for answer in self.answers if answer.event in kill.events and answer.served]
+        return min((wait for wait in waits if wait > kill.settled_after), default=None)
 
     def _buy(self) -> None:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -99,6 +126,3 @@ class Flood:
                 status = CUT_OFF
             self.answers.append(Answer(order.event, status, asked, time.monotonic()))
         connection.close()
-
-
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +32,14 @@ class Shop:
 
 
 @contextmanager
-def running_shop(database: Path, payment_log: Path, log: Path, lock_servers: str) -> Iterator[Shop]:
+def running_shop(database: Path, payment_log: Path, log: Path, lock_servers: Sequence[str]) -> Iterator[Shop]:
     """A payment service and several web processes until the end of the block."""
     processes = []
     with _listener() as web_socket, _listener() as payment_socket, log.open("a") as errors:
         port, payment_port = web_socket.getsockname()[1], payment_socket.getsockname()[1]
         environment = {
             "DATABASE_URL": str(database),
-            "LOCK_SERVERS": lock_servers,
+            "LOCK_SERVERS": ",".join(lock_servers),
             "PAYMENT_URL": f"http://127.0.0.1:{payment_port}",
         }
         try:

@@ -2,11 +2,36 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from textwrap import fill
 
 from demo.account import Account
-from demo.faults import Faults
 from demo.flood import BUSY, CUT_OFF, SOLD, SOLD_OUT, UNAVAILABLE, Flood
+
+COLUMNS = "{:<48}{:>14}{:>14}"
+ROWS: Mapping[str, Callable[[Account], object]] = {
+    "requests made": lambda a: a.requests,
+    "  sold (201)": lambda a: a.answers[SOLD],
+    "  sold out (410)": lambda a: a.answers[SOLD_OUT],
+    "  lock busy for 10 s, or lost (409)": lambda a: a.answers[BUSY],
+    "  lock unavailable (503)": lambda a: a.answers[UNAVAILABLE],
+    "  cut off: the process was killed": lambda a: a.answers[CUT_OFF],
+    "  failed": lambda a: a.failed,
+    "seats": lambda a: a.seats,
+    "tickets in the database": lambda a: a.tickets,
+    "  oversold": lambda a: a.oversold,
+    "  missing from the counters (lost updates)": lambda a: a.lost_updates,
+    "  under a lock": lambda a: a.with_fence,
+    "  out of the order of their fences": lambda a: a.out_of_order,
+    "payments in the payment service's log": lambda a: a.payments,
+    "  beside another one of the same event": lambda a: a.side_by_side,
+    "  refunded": lambda a: a.refunded,
+    "  paid, not delivered: the process was killed": lambda a: a.undelivered,
+    "  paid, not delivered: no reason": lambda a: a.unexplained,
+    "requests answered in a second": lambda a: round(a.requests / a.seconds),
+    "longest wait for an answer": lambda a: f"{a.longest_wait:.1f} s",
+}
+ONLY_IF_ANY = {label for label in ROWS if "(409)" in label or "(503)" in label or label in {"  failed", "  refunded"}}
 
 
 class Progress:
@@ -14,75 +39,63 @@ class Progress:
 
     def __init__(self, title: str, flood: Flood) -> None:
         self.title, self.flood = title, flood
-        self.every = 0.1 if sys.stdout.isatty() else 2.0
+        self.live = sys.stdout.isatty()
         self.shown = time.monotonic()
 
     def show(self, *, last: bool = False) -> None:
         now = time.monotonic()
-        if now < self.shown + self.every and not last:
+        if not last and now < self.shown + (0.1 if self.live else 2):
             return
         self.shown = now
         answers = self.flood.by_status
         line = (
-            f"{self.title:>13}: {now - self.flood.began:4.1f} s  {answers.total():5} answers, "
-            f"{answers[SOLD]} sold, {answers[SOLD_OUT]} sold out, {answers[BUSY] + answers[UNAVAILABLE]} turned away"
+            f"{self.title:>13}: {now - self.flood.began:4.1f} s, {answers.total():4} of {self.flood.total} requests, "
+            f"{answers[SOLD]} tickets sold"
         )
-        if sys.stdout.isatty():
-            print(f"\r{line}\x1b[K", end="\n" if last else "", flush=True)
-        else:
-            print(line, flush=True)
+        print(f"\r{line}\x1b[K" if self.live else line, end="" if self.live and not last else "\n", flush=True)
 
 
-def table(guarded: Account, control: Account) -> Iterator[str]:
-    yield f"{'':48}{'with the lock':>14}{'without it':>12}"
-    for label, value, other in (
-        ("requests made", guarded.requests, control.requests),
-        ("  sold", guarded.answers[SOLD], control.answers[SOLD]),
-        ("  sold out", guarded.answers[SOLD_OUT], control.answers[SOLD_OUT]),
-        ("  busy (409): waited 10 s in vain", guarded.answers[BUSY], control.answers[BUSY]),
-        ("  lock not available (503)", guarded.answers[UNAVAILABLE], control.answers[UNAVAILABLE]),
-        ("  cut off as their process was killed", guarded.answers[CUT_OFF], control.answers[CUT_OFF]),
-        ("  failed", guarded.failed, control.failed),
-        ("seats", guarded.seats, control.seats),
-        ("tickets in the database", guarded.tickets, control.tickets),
-        ("  oversold", guarded.oversold, control.oversold),
-        ("  not in the events' counters (lost updates)", guarded.lost_updates, control.lost_updates),
-        ("  out of the order of their leases' fences", guarded.out_of_order, "-"),
-        ("payments in the payment service's log", guarded.payments, control.payments),
-        ("  taken while another of the event was under way", guarded.side_by_side, control.side_by_side),
-        ("  paid, not delivered: process killed", guarded.undelivered, control.undelivered),
-        ("  paid, not delivered, for no reason", guarded.unexplained, control.unexplained),
-        ("  refunded", guarded.refunded, control.refunded),
-        ("locks taken", guarded.served if not guarded.without_fence else 0, "-"),
-        ("median wait for an answer", f"{guarded.median_wait:.2f} s", f"{control.median_wait:.2f} s"),
-        ("longest wait", f"{guarded.longest_wait:.2f} s", f"{control.longest_wait:.2f} s"),
-        ("answers in a second", round(guarded.requests / guarded.seconds), round(control.requests / control.seconds)),
-    ):
-        yield f"{label:<48}{value:>14}{other:>12}"
+def report(guarded: Account, control: Account) -> Iterator[str]:
+    """The whole account."""
+    yield ""
+    yield COLUMNS.format("", "with the lock", "without it")
+    for label, value in ROWS.items():
+        columns = value(guarded), value(control)
+        if any(columns) or label not in ONLY_IF_ANY:
+            yield COLUMNS.format(label, *columns)
+    for sentences in (*incidents(guarded), *conclusion(guarded, control)):
+        yield ""
+        yield fill(sentences, 76)
 
 
-def incidents(faults: Faults) -> Iterator[str]:
-    if faults.till:
+def incidents(account: Account) -> Iterator[str]:
+    """What was killed with the lock at work, and what it cost."""
+    if web := account.faults.web:
         yield (
-            f"Web process {faults.till} was killed between taking a payment and writing its ticket. "
-            f"Its lock came free after {faults.till_pause:.1f} s, and the event sold on."
+            f"Web process {web.victim} was killed (SIGKILL) between a payment and its ticket. "
+            f"Paid, but not delivered by it: {account.undelivered}. The event it had locked {again(account.web_pause)}."
         )
-    if faults.primary:
-        count = len(faults.primary_events)
+    if primary := account.faults.primary:
         yield (
-            f"The primary at port {faults.primary} was killed, which had the locks of {count} of the events. "
-            f"A replica took its place after {faults.promoted_after:.1f} s; these events sold on after "
-            f"{faults.primary_pause:.1f} s. "
-            + ("The node is back, as a replica." if faults.whole_again else "The node did not come back in time.")
+            f"The primary at port {primary.victim} was killed, which had the locks of {len(primary.events)} events. "
+            f"A replica replaced it after {primary.settled_after:.1f} s; they {again(account.primary_pause)}."
         )
 
 
-def conclusion(broken: Mapping[str, int], control: Mapping[str, int]) -> Iterator[str]:
-    if broken:
-        yield "BROKEN with the lock: " + ", ".join(f"{what}: {count}" for what, count in broken.items()) + "."
+def conclusion(guarded: Account, control: Account) -> Iterator[str]:
+    if guarded.breaches:
+        yield f"BROKEN with the lock: {counted(guarded.breaches)}."
     else:
-        yield "With the lock: no seat sold twice, no update lost, no payment unaccounted for."
-    if control:
-        yield "Without it: " + ", ".join(f"{what}: {count}" for what, count in control.items()) + "."
+        yield "With the lock no seat was sold twice, no sale went uncounted, and every payment is accounted for."
+    if control.breaches:
+        yield f"Without it: {counted(control.breaches)}."
     else:
-        yield "Without it nothing went wrong this time: too few requests at once to show what the lock is for."
+        yield "Without it nothing broke this time: too few buyers at once to show what the lock is for."
+
+
+def again(pause: float | None) -> str:
+    return "did not come to be sold again" if pause is None else f"sold on {pause:.1f} s after the kill"
+
+
+def counted(breaches: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in breaches.items())

@@ -6,6 +6,7 @@ urlpatterns = [
     path("", views.events, name="events"),
     path("events/<int:event_id>/", views.event, name="event"),
     path("events/<int:event_id>/buy/", views.buy, name="buy"),
+    path("locks/", views.held_locks, name="locks"),
     path("api/events/", views.api_events),
     path("api/events/<int:event_id>/tickets/", views.api_buy),
     path("api/events/<int:event_id>/tickets/unguarded/", views.api_buy_unguarded),

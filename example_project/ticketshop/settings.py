@@ -12,6 +12,7 @@ WSGI_APPLICATION = "ticketshop.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
 USE_TZ = True
+TIME_ZONE = "UTC"
 
 # The payment service; without one, a payment just takes its time.
 PAYMENT_URL = os.environ.get("PAYMENT_URL", "")

