@@ -18,7 +18,8 @@ PREFIX_STEM = "test-locks"
 # The least rights that the library needs; the documentation lists the same. `command` is for RedisCluster's start.
 COMMANDS = """
     evalsha eval hmget hget hgetall hset hsetnx hdel hlen pexpire pexpireat pttl exists del unlink
-    zadd zrem zrange zscore zcard lpush blpop wait time ping info command cluster|slots cluster|nodes cluster|info
+    zadd zrem zrange zscore zcard lpush blpop scan type wait time ping info command
+    cluster|slots cluster|nodes cluster|info
 """
 ACL_RULES = [f"~{PREFIX_STEM}*", *(f"+{command}" for command in COMMANDS.split())]
 

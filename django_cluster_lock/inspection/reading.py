@@ -102,17 +102,10 @@ def know_layout(alias: str, topology: Topology) -> Actions[None]:
     Raises:
         ClusterUnavailable: nothing is known.
     """
-    yield from learn(topology)
+    silence = yield from learn(topology)
     if not topology.primaries():
-        reason = topology.refused.removeprefix("REFUSED ")
-        raise ClusterUnavailable(alias, reason or (yield from _silence(topology)))
-
-
-def _silence(topology: Topology) -> Actions[str]:
-    """Why no node tells anything."""
-    outcomes: list[Answer | NoAnswer] = yield SendAll([Send(node, [(b"PING",)], 0, 0) for node in topology.startup])
-    reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, NoAnswer)]
-    return "; ".join(reasons) or "no node of it knows the cluster"
+        reason = topology.refused.removeprefix("REFUSED ") or silence
+        raise ClusterUnavailable(alias, reason or "no node of it serves any slot")
 
 
 def ask(questions: Sequence[Question], topology: Topology) -> Actions[list[Told]]:
