@@ -1,0 +1,214 @@
+"""One shard for the model: the real scripts on a real server, in a time that only the test moves.
+
+Each script is run inside a frame that gives it the model's clock in place of the server's, and tells what it wrote
+and whom it pushed to. Expiry in that time, which lies decades ahead, is done by hand from what PEXPIRETIME says.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+from django_cluster_lock import scripts
+
+START = 4_000_000_000_000_000  # microseconds; far ahead of any server's clock, yet a fence of 2**53 is farther
+
+FRAME = b"""
+local model_now, writes, pushed, server = tonumber(ARGV[#ARGV]), 0, {}, redis
+local READS = {HMGET = true, HGET = true, PTTL = true}
+local function through(run)
+  return function(command, ...)
+    if command == 'TIME' then
+      return {string.format('%%.0f', math.floor(model_now / 1000000)), string.format('%%.0f', model_now %% 1000000)}
+    end
+    local arguments = {...}
+    if command == 'PEXPIRE' then
+      command, arguments[2] = 'PEXPIREAT', string.format('%%.0f', math.floor(model_now / 1000) + arguments[2])
+    elseif command == 'LPUSH' then
+      pushed[#pushed + 1] = arguments[1]
+    end
+    local answer = run(command, unpack(arguments))
+    if not READS[command] and answer ~= 0 then writes = writes + 1 end
+    return answer
+  end
+end
+local redis = {call = through(server.call), pcall = through(server.pcall)}
+local function script()
+%s
+end
+return {script(), writes, pushed}
+"""
+
+ALL_SCRIPTS = (scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE, scripts.TRANSFER, scripts.SWEEP)
+
+
+@lru_cache(maxsize=64)
+def framed(text: bytes) -> bytes:
+    """A script in the model's time."""
+    if text.count(b"redis.call('TIME')") != 1:
+        raise ValueError("the model must replace exactly one clock")
+    return FRAME % text
+
+
+@dataclass(frozen=True)
+class Record:
+    """A lock as one atomic look at its record and its index shows it; times in ms."""
+
+    fields: dict
+    expires: int
+    indexed: bool
+
+    @property
+    def holder(self):
+        return self.fields.get(b"t")
+
+    @property
+    def fence(self):
+        return int(self.fields.get(b"f", 0))
+
+    @property
+    def deadline(self):
+        return int(self.fields.get(b"d", 0))
+
+    def held(self, now):
+        return self.holder is not None and self.deadline > now
+
+    def queue(self, now):
+        """The tokens of the live waiters, in order."""
+        places = sorted((int(f[1:]), t) for f, t in self.fields.items() if f[:1] == b"q" and f[1:].isdigit())
+        lives = {f[1:]: int(v.rpartition(b":")[2]) for f, v in self.fields.items() if f[:1] == b"w"}
+        return [token for _, token in places if lives.get(token, 0) > now]
+
+    def lease(self):
+        """All that belongs to the lease, and nothing of the queue."""
+        return {field: value for field, value in self.fields.items() if field in b"t f d h p r k s".split()}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run of a script: what it was asked, what it answered, what it did."""
+
+    name: str
+    sha: bytes
+    args: tuple
+    answer: object
+    writes: int
+    pushed: list
+    before: Record
+    after: Record
+    now: int  # ms
+    micros: int
+
+    @property
+    def token(self):
+        return self.args[0]
+
+    @property
+    def status(self):
+        return self.answer[0] if isinstance(self.answer, list) else self.answer
+
+
+class Shard:
+    """The server of all locks of a model.
+
+    Args:
+        connection: a redis-py client of the node that serves them.
+        mutations: changed texts of scripts, by name.
+    """
+
+    def __init__(self, connection, mutations=None):
+        self.connection = connection
+        self.micros = START
+        self.records = {}
+        self.wakes = set()
+        self.keys = {}
+        self.texts = {s.sha: (s, framed((mutations or {}).get(s.name, s.text))) for s in ALL_SCRIPTS}
+
+    @property
+    def now(self):
+        return self.micros // 1000
+
+    def add(self, keys):
+        self.keys[keys.record] = keys
+        self.look(keys)
+
+    def look(self, keys):
+        """The record as it is."""
+        pipe = self._reading(self.connection.pipeline(transaction=True), keys)
+        self.records[keys.record] = record = self._seen(*pipe.execute())
+        return record
+
+    def run(self, command):
+        """Runs a script as an EVALSHA or EVAL asks for it."""
+        script, text = self.texts[command[1]] if command[0] == b"EVALSHA" else self.texts[_digest(command[1])]
+        count = int(command[2])
+        names, args = command[3 : 3 + count], command[3 + count :]
+        keys = self.keys[names[0]]
+        before = self.records[keys.record]
+        pipe = self.connection.pipeline(transaction=False)
+        pipe.eval(text, count, *names, *args, self.micros)
+        (answer, writes, pushed), *seen = self._reading(pipe, keys).execute()
+        self.records[keys.record] = after = self._seen(*seen)
+        self.wakes.update(pushed)
+        return keys, Ran(
+            script.name, script.sha, tuple(args), answer, writes, pushed, before, after, self.now, self.micros
+        )
+
+    def has_push(self, wake):
+        return self.connection.exists(wake)
+
+    def pop(self, wake):
+        return self.connection.lpop(wake)
+
+    def move_time(self, micros):
+        """Lets time pass and drops what expires; gives the locks whose records did, with these as they were."""
+        self.micros += micros
+        volatile = [*self.keys, *self.wakes]
+        pipe = self.connection.pipeline(transaction=False)
+        for key in volatile:
+            pipe.execute_command("PEXPIRETIME", key)
+        due = [key for key, at in zip(volatile, pipe.execute(), strict=True) if 0 <= at < self.now]
+        for key in due:
+            self.connection.delete(key)
+        self.wakes.difference_update(due)
+        gone = [(self.keys[key], self.records[key]) for key in due if key in self.keys]
+        for keys, _ in gone:
+            self.look(keys)
+        return gone
+
+    def copy(self):
+        """What a replica has that stops following now."""
+        return [
+            (key, self.connection.dump(key), self.connection.execute_command("PEXPIRETIME", key))
+            for key in {key for keys in self.keys.values() for key in (keys.record, keys.index)}
+        ]
+
+    def restore(self, copy):
+        """Makes a copy the shard's content, as a failover to that replica does. Pushes are lost."""
+        self.clear()
+        for key, content, expires in copy:
+            if content is not None:
+                self.connection.restore(key, max(expires, 0), content, absttl=True)
+        for keys in self.keys.values():
+            self.look(keys)
+
+    def lose(self, keys):
+        self.connection.delete(keys.record)
+        self.look(keys)
+
+    def clear(self):
+        indexes = {keys.index for keys in self.keys.values()}
+        self.connection.delete(*self.keys, *indexes, *self.wakes)
+        self.wakes.clear()
+
+    def _reading(self, pipe, keys):
+        pipe.hgetall(keys.record)
+        pipe.execute_command("PEXPIRETIME", keys.record)
+        pipe.zscore(keys.index, keys.member)
+        return pipe
+
+    def _seen(self, fields, expires, score):
+        return Record(fields, expires, score is not None)
+
+
+def _digest(text):
+    return hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
