@@ -27,6 +27,7 @@ class Account:
     with_fence: int = 0  # tickets sold under a lock
     counted: int = 0  # tickets by the events' counters
     oversold: int = 0
+    left_free: int = 0  # seats that nobody got although buyers asked
     out_of_order: int = 0  # tickets whose fence is not above that of the event's ticket before
     payments: int = 0
     side_by_side: int = 0  # payments taken while another one of the same event was under way
@@ -57,6 +58,7 @@ class Account:
             "payments without a ticket for no reason": self.unexplained,
             "tickets without a payment": self.unpaid,
             "tickets out of the order of their fences": self.out_of_order,
+            "seats left free though buyers asked": self.left_free,
             "tickets sold without a lock": self.tickets - self.with_fence if self.guarded else 0,
             "requests that failed": self.failed,
         }
@@ -76,6 +78,7 @@ def account_of(flood: Flood, faults: Faults, events: Sequence[int], payment_log:
         faults=faults,
         guarded=guarded,
     )
+    asked = Counter(answer.event for answer in flood.answers if answer.status != CUT_OFF)
     for event in Event.objects.filter(pk__in=events):
         tickets = Ticket.objects.filter(event=event).order_by("pk")
         fences = [ticket.fence for ticket in tickets if ticket.fence]
@@ -83,6 +86,7 @@ def account_of(flood: Flood, faults: Faults, events: Sequence[int], payment_log:
         account.counted += event.sold
         account.tickets += len(tickets)
         account.oversold += max(len(tickets) - event.capacity, 0)
+        account.left_free += max(min(event.capacity, asked[event.pk]) - len(tickets), 0)
         account.with_fence += len(fences)
         account.out_of_order += sum(later <= earlier for earlier, later in pairwise(fences))
     add_payments(account, [json.loads(line) for line in payment_log.read_text().splitlines()], events)

@@ -19,6 +19,7 @@ ON_THEIR_WAY = 0.5  # seconds in which answers given before a kill still arrive
 
 @dataclass
 class Faults:
+    wanted: bool
     web: Kill | None = None
     primary: Kill | None = None
 

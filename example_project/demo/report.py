@@ -21,6 +21,7 @@ ROWS: Mapping[str, Callable[[Account], object]] = {
     "tickets in the database": lambda a: a.tickets,
     "  oversold": lambda a: a.oversold,
     "  missing from the counters (lost updates)": lambda a: a.lost_updates,
+    "  seats left free though buyers asked": lambda a: a.left_free,
     "  under a lock": lambda a: a.with_fence,
     "  out of the order of their fences": lambda a: a.out_of_order,
     "payments in the payment service's log": lambda a: a.payments,
@@ -31,7 +32,13 @@ ROWS: Mapping[str, Callable[[Account], object]] = {
     "requests answered in a second": lambda a: round(a.requests / a.seconds),
     "longest wait for an answer": lambda a: f"{a.longest_wait:.1f} s",
 }
-ONLY_IF_ANY = {label for label in ROWS if "(409)" in label or "(503)" in label or label in {"  failed", "  refunded"}}
+ONLY_IF_ANY = {
+    "  lock busy for 10 s, or lost (409)",
+    "  lock unavailable (503)",
+    "  failed",
+    "  seats left free though buyers asked",
+    "  refunded",
+}
 
 
 class Progress:
@@ -75,11 +82,15 @@ def incidents(account: Account) -> Iterator[str]:
             f"Web process {web.victim} was killed (SIGKILL) between a payment and its ticket. "
             f"Paid, but not delivered by it: {account.undelivered}. The event it had locked {again(account.web_pause)}."
         )
+    elif account.faults.wanted:
+        yield "No web process was killed: the flood was over before."
     if primary := account.faults.primary:
         yield (
             f"The primary at port {primary.victim} was killed, which had the locks of {len(primary.events)} events. "
             f"A replica replaced it after {primary.settled_after:.1f} s; they {again(account.primary_pause)}."
         )
+    elif account.faults.wanted:
+        yield "No primary was replaced: the flood was over before."
 
 
 def conclusion(guarded: Account, control: Account) -> Iterator[str]:

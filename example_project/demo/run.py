@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 
 from demo.account import Account, account_of
@@ -44,6 +44,8 @@ class Demo:
         return not guarded.breaches
 
     def migrate(self) -> None:
+        if connection.vendor != "sqlite":
+            raise CommandError("The demo makes a SQLite database of its own. Run it without DATABASE_URL.")
         connection.close()
         connection.settings_dict["NAME"] = self.database
         call_command("migrate", verbosity=0)
@@ -65,7 +67,7 @@ class Demo:
         """One flood; with a cluster, one of its primaries is killed too."""
         log, payment_log = self.folder / "log", self.folder / "payments.jsonl"
         events = [event.pk for event in create_events(capacity=max(self.requests // 36, 1))]
-        faults = Faults()
+        faults = Faults(wanted=self.kill)
         with (
             ThreadPoolExecutor(1) as pool,
             running_shop(self.database, payment_log, log, cluster.urls if cluster else ()) as shop,
@@ -77,7 +79,7 @@ class Demo:
                 if cluster:
                     faults.primary = kill_a_primary(cluster, events, flood)
 
-            going_wrong = pool.submit(go_wrong) if self.kill else None
+            going_wrong = pool.submit(go_wrong) if faults.wanted else None
             progress = Progress(title, flood)
             while flood.under_way and time.monotonic() < flood.began + self.seconds:
                 progress.show()

@@ -1,6 +1,7 @@
 """Selling a ticket: the work that must not be done twice at the same time for one event."""
 
 from django.db import transaction
+from django.shortcuts import get_object_or_404
 
 from django_cluster_lock import LockLost, current_lock
 from shop import payments
@@ -17,7 +18,7 @@ def sell(event_id: int, buyer: str) -> Ticket:
     Between looking for a seat and taking it there is a payment, which no transaction can span. Called twice at the
     same time, it sells the same seat twice: the caller has to hold the event's lock.
     """
-    event = Event.objects.get(pk=event_id)
+    event = get_object_or_404(Event, pk=event_id)
     if not event.free:
         raise SoldOut(event.name)
     payment = payments.charge(event, buyer)
