@@ -25,9 +25,9 @@ def columns(text: str) -> int:
 
 def duration(seconds: float) -> str:
     """Seconds as people read them."""
-    if seconds < 60:
+    if seconds < 59.95:  # what is written as 60.0 is a minute
         return f"{seconds:.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(int(seconds + 0.05), 60)
     if minutes < 60:
         return f"{minutes}m{rest:02}s"
     return f"{minutes // 60}h{minutes % 60:02}m"

@@ -10,6 +10,9 @@ import redis
 from django.core.exceptions import ImproperlyConfigured
 
 from django_cluster_lock import LockLost, LockUnavailable, cache_lock, locks, names
+from django_cluster_lock.connections.sync import Connections
+from django_cluster_lock.exchange import NoAnswer, SendAll
+from django_cluster_lock.inspection import verifying
 from tests.records import Record, until
 
 NAMES = ["invoice:42", "{", "a}b{ c}", "per%cent", "%7B", "line\nbreak", "ünï", "x" * 500, " "]
@@ -333,6 +336,32 @@ def test_what_is_not_ours_is_told_and_never_touched(on_cluster, prefix):
     assert all(admin.get(key) == "a string" for key in foreign)
     assert admin.hgetall(other.record) == {"colour": "red"}
     assert admin.zcard(other.index) == 2
+
+
+def test_nothing_is_repaired_on_a_node_that_could_not_be_read_to_the_end(on_cluster, prefix, monkeypatch):
+    litter = [names.keys_of(prefix, f"litter:{number}") for number in range(30)]
+    for keys in litter:
+        on_cluster.admin().zadd(keys.index, {keys.member: 1})
+    silent, perform = locks["default"].show("litter:0").node, Connections.perform
+
+    def without_the_last_page(self, action):
+        outcomes = perform(self, action)
+        for place, send in enumerate(action.sends if isinstance(action, SendAll) else ()):
+            if send.commands[0][0] == b"SCAN" and f"{send.node[0]}:{send.node[1]}" == silent:
+                last = outcomes[place].values[0][0] == b"0"
+                outcomes[place] = NoAnswer("silent", 0.0) if last else outcomes[place]
+        return outcomes
+
+    monkeypatch.setattr(verifying, "PAGE", 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Connections, "perform", without_the_last_page)
+        found = locks["default"].verify(repair=True)
+    assert {(part.node, part.reason) for part in found.unread} == {(silent, "silent")}
+    assert {finding.node for finding in found.findings if not finding.repaired} == {silent}
+    assert all(finding.repaired for finding in found.findings if finding.node != silent)
+    found = locks["default"].verify(repair=True)
+    assert {(finding.node, finding.repaired) for finding in found.findings} == {(silent, True)}
+    assert locks["default"].verify().findings == ()
 
 
 def test_a_prefix_is_no_pattern(settings, cluster, prefix):
