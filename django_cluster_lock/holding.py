@@ -1,22 +1,20 @@
 """What a handle holds, and what it does as flows of the protocol: written once for both faces of the lock."""
 
-import asyncio
 import logging
 import math
 import os
 import secrets
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 from weakref import ReferenceType, WeakValueDictionary, ref
 
 from django_cluster_lock import names, protocol, scripts, transactions
 from django_cluster_lock.aliases import Alias, aliases
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
-from django_cluster_lock.lease import Lease, letting_go
+from django_cluster_lock.lease import Lease, Place, letting_go
 from django_cluster_lock.names import Keys
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
 from django_cluster_lock.transactions import Kept
@@ -34,21 +32,6 @@ class Unset:
 UNSET = Unset()
 _held_anywhere: WeakValueDictionary[tuple[str, bytes], Lease] = WeakValueDictionary()
 current: ContextVar[tuple[ReferenceType["Holding"], ...]] = ContextVar("django_cluster_lock_current", default=())
-
-
-class Place(NamedTuple):
-    """Where code runs: a thread or greenlet and, in an event loop, the asyncio task."""
-
-    thread: int
-    task: "asyncio.Task[Any] | None"
-
-    @classmethod
-    def here(cls) -> "Place":
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
-        return cls(threading.get_ident(), task)
 
 
 class Holding:
@@ -148,7 +131,7 @@ class Holding:
         place, locks = Place.here(), self._keys()
         if token is not None and len(locks) > 1:
             raise TypeError(f"{self!r}: a token of your own is for a single lock")
-        kept = transactions.kept_here(self.alias, locks) if token is None else {}
+        kept = transactions.kept_here(self.alias, locks, place) if token is None else {}
         missing = [keys for keys in locks if keys not in kept]
         wait = self._wait(blocking, blocking_timeout)
         if wait:

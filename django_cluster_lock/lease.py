@@ -1,12 +1,30 @@
 """A lease as its holder knows it."""
 
+import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from django_cluster_lock import protocol
 from django_cluster_lock.errors import LockError, LockLost
 from django_cluster_lock.protocol import Flow, Grant, Terms
+
+
+class Place(NamedTuple):
+    """Where code runs: a thread or greenlet and, in an event loop, the asyncio task."""
+
+    thread: int
+    task: asyncio.Task[Any] | None
+
+    @classmethod
+    def here(cls) -> "Place":
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        return cls(threading.get_ident(), task)
 
 
 class Lease:
@@ -31,7 +49,7 @@ class Lease:
         "valid_until",
     )
 
-    def __init__(self, grant: Grant, terms: Terms, *, max_hold: float, place: object = None) -> None:
+    def __init__(self, grant: Grant, terms: Terms, *, max_hold: float, place: Place) -> None:
         self.grant = grant
         self.terms = terms
         self.valid_until = grant.valid_until

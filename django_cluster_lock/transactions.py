@@ -7,7 +7,6 @@ is open already, the lock outlives its ``with`` (`keep`) until that ends.
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -19,7 +18,7 @@ from django.http import HttpRequest
 
 from django_cluster_lock.aliases import Alias
 from django_cluster_lock.errors import LockLost
-from django_cluster_lock.lease import Lease, letting_go
+from django_cluster_lock.lease import Lease, Place, letting_go
 from django_cluster_lock.names import Keys
 
 logger = logging.getLogger("django_cluster_lock")
@@ -37,7 +36,6 @@ class Kept:
 
     def __init__(self, alias: Alias, leases: Iterable[Lease]) -> None:
         self._alias = alias
-        self.thread = threading.get_ident()
         self.leases = {lease.grant.keys: lease for lease in leases}
 
     def __call__(self) -> None:
@@ -84,8 +82,8 @@ def keep(alias: Alias, leases: Sequence[Lease], connections: Iterable[BaseDataba
             _register(connection, keeper)
 
 
-def kept_here(alias: str, locks: Iterable[Keys]) -> dict[Keys, Kept]:
-    """Which of the locks are kept for a transaction of this thread, and free for it to enter again.
+def kept_here(alias: str, locks: Iterable[Keys], here: Place) -> dict[Keys, Kept]:
+    """Which of the locks are kept for a transaction that is open here, and free for it to enter again.
 
     Raises:
         LockLost: the lease of one has ended, so that the transaction should not commit.
@@ -93,8 +91,8 @@ def kept_here(alias: str, locks: Iterable[Keys]) -> dict[Keys, Kept]:
     found = {}
     for keys in locks if _kept else ():
         kept = _kept.get((alias, keys.record))
-        lease = kept.leases[keys] if kept and kept.thread == threading.get_ident() else None
-        if lease and kept and lease.pid == os.getpid() and not (lease.closed or lease.keeper):
+        lease = kept.leases[keys] if kept else None
+        if kept and lease and lease.place == here and lease.pid == os.getpid() and not (lease.closed or lease.keeper):
             if reason := lease.trouble():
                 raise LockLost(lease.name, f"{reason}, while the transaction was still open")
             found[keys] = kept
