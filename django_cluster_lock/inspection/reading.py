@@ -64,9 +64,6 @@ class Record(NamedTuple):
         """Its queue without the dead."""
         return [(token, until) for token, until in self.queue if until > now]
 
-    def is_live(self, now: int) -> bool:
-        return self.is_held(now) or bool(self.waiting(now))
-
 
 def listing(alias: str, prefix: str, topology: Topology) -> Actions[Listing]:
     """All locks, at the cost of one short question for each slot and each lock, whatever else is stored there.
@@ -184,7 +181,7 @@ def keys_in_slot(prefix: str, slot: int, member: bytes) -> Keys | None:
 
 
 def tag_of(keys: Keys) -> str | None:
-    return name_and_tag(keys.member)[1]
+    return name_and_tag(keys.member)[1] if keys.member.startswith(b"{") else None
 
 
 def record_of(value: Sequence[bytes]) -> Record | None:
