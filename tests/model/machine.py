@@ -1,7 +1,7 @@
 """Clients, a network that may do anything, and time, interleaved at will on one real shard."""
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -27,7 +27,6 @@ FAULTS = [
     "answer_late",
     "lose_the_answer",
     "delay",
-    "double",
     "run_twice",
     "refuse",
     "refuse_for_good",
@@ -66,7 +65,9 @@ class LockMachine(RuleBasedStateMachine):
         for keys in self.locks:
             self.shard.add(keys)
         self.tokens = itertools.count()
-        self.operations, self.handles, self.late = [], [], []
+        self.operations, self.handles = [], []
+        self.late = []  # requests that may still arrive
+        self.past = deque(maxlen=CROWD)  # requests that did, of which copies may follow
         self.replica = None  # what the replica has, once it has fallen behind
         self.unloaded = set()
 
@@ -161,6 +162,11 @@ class LockMachine(RuleBasedStateMachine):
     def deliver_late(self, pick):
         self._run_commands(self.late.pop(pick % len(self.late)))
 
+    @precondition(lambda self: self.past)
+    @rule(pick=some)
+    def deliver_again(self, pick):
+        self._run_commands(self._pick(self.past, pick))
+
     def _lose(self, operation, request):
         """The request, or the answer that is on its way."""
         self._settle(operation, request, NoAnswer("lost", operation.clock(), request.sent))
@@ -186,10 +192,6 @@ class LockMachine(RuleBasedStateMachine):
         if request.values is None:
             self.late.append(request.commands)
         self._lose(operation, request)
-
-    def _double(self, operation, request):
-        self.late.append(request.commands)
-        self._deliver(operation, request)
 
     def _run_twice(self, operation, request):
         """I2: asked again at once, a script says and does the same, but that a release is done only once."""
@@ -291,6 +293,12 @@ class LockMachine(RuleBasedStateMachine):
         if due:
             self._move_time(due[min(which, len(due) - 1)] + offset - self.shard.micros)
 
+    @a_handle
+    @rule(pick=some, offset=st.sampled_from([-1, 0]))
+    def move_to_the_end_of_a_lease(self, pick, offset):
+        keys = self._pick(self.handles, pick).grant.keys
+        self._move_time(max(self.shard.records[keys.record].deadline * MILLISECOND + offset - self.shard.micros, 0))
+
     # What must hold at any time
 
     @invariant()
@@ -375,6 +383,7 @@ class LockMachine(RuleBasedStateMachine):
         """Runs a request at the server, unless it ran or sleeps there; whether it has answers now."""
         if request.values is None and not self._sleeps(request):
             request.values = self._run_commands(request.commands)
+            self.past.append(request.commands)
         return request.values is not None
 
     def _run_commands(self, commands):
