@@ -32,6 +32,7 @@ class Unset:
 UNSET = Unset()
 _held_anywhere: WeakValueDictionary[tuple[str, bytes], Lease] = WeakValueDictionary()
 current: ContextVar[tuple[ReferenceType["Holding"], ...]] = ContextVar("django_cluster_lock_current", default=())
+os.register_at_fork(after_in_child=lambda: current.set(()))  # the leases stay with the parent
 
 
 class Holding:
