@@ -40,6 +40,9 @@ class Topology:
 
     def moved(self, slot: int, node: Node) -> None:
         self._primaries[slot] = node
+        if node not in self._replicas:  # until the layout tells, as many as others have: no lease may do with none
+            self._replicas[node] = max(self._replicas.values(), default=0)
+            self.learned_at = float("-inf")
         self._suspects.pop(node, None)
 
     def redirected(self, to: str, asked: Node) -> Node:
