@@ -1,0 +1,465 @@
+"""One call, carried through whatever a cluster does meanwhile; the nodes are answered for by hand."""
+
+from collections import Counter
+
+import pytest
+
+from django_cluster_lock import exchange, scripts
+from django_cluster_lock.connections.topology import Topology
+from django_cluster_lock.errors import LockUnavailable
+from django_cluster_lock.exchange import LAYOUT, Answer, NoAnswer, Pause, Refusal, Send, SendAll
+from django_cluster_lock.names import keys_of
+from django_cluster_lock.protocol import Batch, Block, Call
+
+A, B, C = ("10.0.0.1", 7000), ("10.0.0.2", 7000), ("10.0.0.3", 7000)
+NODES = b"""\
+a 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-8191
+b 10.0.0.2:7000@17000 master - 0 0 2 connected 8192-16383
+ra 10.0.0.4:7000@17000 slave a 0 0 1 connected
+rb 10.0.0.5:7000@17000 slave b 0 0 2 connected
+"""
+SLOTS = [
+    [0, 8191, [b"10.0.0.1", 7000, b"a", []]],
+    [8192, 16383, [b"10.0.0.2", 7000, b"b", []]],
+]
+TOLD = [SLOTS, NODES, b""]
+LAYOUT_WANTED = tuple(LAYOUT)
+OF_A = [keys for keys in (keys_of("unit", str(number)) for number in range(50)) if keys.slot <= 8191]
+OF_B = [keys for keys in (keys_of("unit", str(number)) for number in range(50)) if keys.slot > 8191]
+OWN = [b"own", 7]
+STEP = 0.02  # seconds that an answer takes
+
+
+class Cluster:
+    """Nodes whose answers are written down beforehand; the clock runs with what they are asked.
+
+    Attributes:
+        answers: to each request for a script, in order: a list of values, a `Refusal`, a `NoAnswer`, or None for
+            a node that is silent from then on.
+        sent: the requests for scripts.
+        pauses: in seconds.
+        layouts: whom it was asked of.
+    """
+
+    def __init__(self, *answers, layout=TOLD, known=True):
+        self.answers, self.layout = list(answers), layout
+        self.routes = Topology([A, B])
+        if known:
+            self.routes.learn(TOLD, A)
+        self.now = 1000.0
+        self.sent, self.pauses, self.layouts = [], [], []
+
+    def carry(self, call):
+        flow = (
+            exchange.exchange_all(call, self.routes)
+            if isinstance(call, Batch)
+            else exchange.exchange(call, self.routes)
+        )
+        outcome = None
+        while True:
+            try:
+                throws = isinstance(outcome, BaseException)
+                action = flow.throw(outcome) if throws else flow.send(outcome)
+            except StopIteration as stop:
+                return stop.value
+            outcome = self.perform(action)
+
+    def perform(self, action):
+        if isinstance(action, Pause):
+            self.pauses.append(action.seconds)
+            self.now += action.seconds
+            return self.now
+        if isinstance(action, SendAll):
+            return [self.perform(send) for send in action.sends]
+        started, self.now = self.now, self.now + STEP
+        if tuple(action.commands) == LAYOUT_WANTED:
+            self.layouts.append(action.node)
+            told = self.layout.get(action.node) if isinstance(self.layout, dict) else self.layout
+            return Answer(told, started, self.now) if told else NoAnswer("silent", self.now, started)
+        self.sent.append(action)
+        values = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(values, NoAnswer):
+            return NoAnswer(values.reason, self.now, values.sent and started)
+        if isinstance(values, Refusal):
+            values = [values for _ in action.commands]
+        return Answer(values, started, self.now)
+
+    @property
+    def nodes(self):
+        return [send.node for send in self.sent]
+
+    def names(self, place=-1):
+        """The commands of one request."""
+        return [command[0] for command in self.sent[place].commands]
+
+
+UNHEARD = NoAnswer("timed out", 0.0, sent=1.0)
+UNREACHED = NoAnswer("refused", 0.0)
+
+
+def calling(keys=OF_A[0], *, within=5.0, script=scripts.ACQUIRE, **kwargs):
+    args = (b"T", b"10000", b"0", keys.member, b"", b"", b"", b"")
+    return Call(keys, script, args, 1000.0 + within, **{"replicas": None, **kwargs})
+
+
+def test_one_request_for_one_answer():
+    cluster = Cluster([OWN, 1])
+    reply = cluster.carry(calling())
+    assert (reply.status, reply.details, reply.acks, reply.needed) == (b"own", [7], 1, 1)
+    assert (reply.sent, reply.now, reply.first_sent, reply.unanswered) == (1000.0, 1000.0 + STEP, 1000.0, False)
+    [send] = cluster.sent
+    keys = OF_A[0]
+    assert send.node == A
+    assert send.commands == [
+        (b"EVALSHA", scripts.ACQUIRE.sha, b"2", keys.record, keys.index, *calling().args),
+        (b"WAIT", b"1", b"1000"),
+    ]
+    assert (send.blocks, send.deadline) == (1.0, 1005.0)
+    assert cluster.pauses == cluster.layouts == []
+
+
+def test_replicas_that_nobody_waits_for():
+    cluster = Cluster([OWN])
+    reply = cluster.carry(calling(replicas=0))
+    assert (reply.acks, reply.needed) == (0, 0)
+    assert cluster.names() == [b"EVALSHA"]
+    assert cluster.sent[0].blocks == 0
+
+
+def test_a_wait_that_is_refused_acknowledges_nothing():
+    reply = Cluster([OWN, Refusal("NOPERM no permissions to run wait")]).carry(calling())
+    assert (reply.acks, reply.needed) == (0, 1)
+
+
+def test_release_declares_the_record_alone():
+    cluster = Cluster([b"released"])
+    assert cluster.carry(calling(script=scripts.RELEASE, replicas=0)).status == b"released"
+    assert cluster.sent[0].commands[0][2:4] == (b"1", OF_A[0].record)
+
+
+def test_the_layout_is_learnt_where_it_is_not_known():
+    cluster = Cluster([OWN, 1], known=False)
+    assert cluster.carry(calling(OF_B[0])).status == b"own"
+    assert len(cluster.layouts) == 1
+    assert cluster.nodes == [B]
+
+
+def test_no_node_tells_the_layout():
+    cluster = Cluster([OWN, 1], known=False, layout={})
+    with pytest.raises(LockUnavailable, match="silent") as caught:
+        cluster.carry(calling(within=1.0))
+    assert not caught.value.unanswered
+    assert {A, B} == set(cluster.layouts)
+    assert cluster.sent == []
+    assert cluster.now < 1000 + 1.0 + 0.5
+
+
+def test_every_node_refuses_to_let_us_in():
+    cluster = Cluster([OWN, 1], known=False, layout=[Refusal("REFUSED invalid username-password pair")] * 3)
+    with pytest.raises(LockUnavailable, match="invalid username-password"):
+        cluster.carry(calling())
+    assert cluster.pauses == [], "it will not change by trying again"
+
+
+# Answers that lead on
+
+
+def test_a_server_without_the_script_gets_it_in_full():
+    cluster = Cluster(Refusal("NOSCRIPT No matching script."), [OWN, 1])
+    assert cluster.carry(calling()).status == b"own"
+    assert cluster.nodes == [A, A]
+    assert cluster.sent[1].commands[0][:2] == (b"EVAL", scripts.ACQUIRE.text)
+    assert cluster.pauses == cluster.layouts == []
+
+
+@pytest.mark.parametrize(
+    ("told", "node"),
+    [
+        ("10.0.0.2:7000", B),
+        (":7001", ("10.0.0.1", 7001)),
+        ("2001:db8::1:7000", ("2001:db8::1", 7000)),
+        ("[2001:db8::1]:7000", ("2001:db8::1", 7000)),
+        ("node.example:7000", ("node.example", 7000)),
+    ],
+)
+def test_moved(told, node):
+    cluster = Cluster(Refusal(f"MOVED {OF_A[0].slot} {told}"), [OWN, 1])
+    assert cluster.carry(calling()).status == b"own"
+    assert cluster.nodes == [A, node]
+    assert len(cluster.layouts) == 1, "what moved once is not the only thing that did"
+    assert cluster.pauses == []
+
+
+def test_a_lease_on_a_node_of_which_nothing_is_known_waits_for_replicas_too():
+    cluster = Cluster(Refusal(f"MOVED {OF_A[0].slot} 10.0.0.3:7000"), [OWN, 0], layout={})
+    reply = cluster.carry(calling())
+    assert cluster.nodes == [A, C]
+    assert cluster.names() == [b"EVALSHA", b"WAIT"]
+    assert (reply.acks, reply.needed) == (0, 1)
+
+
+def test_the_layout_is_asked_for_again_at_once_when_it_lacks_a_node():
+    cluster = Cluster(Refusal(f"MOVED {OF_A[0].slot} 10.0.0.3:7000"), [OWN, 1])
+    cluster.routes.learned_at = cluster.now
+    cluster.carry(calling())
+    assert len(cluster.layouts) == 1
+
+
+def test_the_layout_is_not_asked_for_again_at_once_when_it_only_was_wrong():
+    cluster = Cluster(Refusal(f"MOVED {OF_A[0].slot} 10.0.0.2:7000"), [OWN, 1])
+    cluster.routes.learned_at = cluster.now
+    cluster.carry(calling())
+    assert cluster.layouts == []
+
+
+def test_ask_is_for_one_request_and_teaches_nothing():
+    cluster = Cluster(Refusal(f"ASK {OF_A[0].slot} 10.0.0.3:7000"), [b"OK", OWN, 1])
+    assert cluster.carry(calling()).status == b"own"
+    assert cluster.nodes == [A, C]
+    assert cluster.names() == [b"ASKING", b"EVALSHA", b"WAIT"]
+    assert cluster.layouts == []
+    assert cluster.routes.primary(OF_A[0].slot) == A
+
+
+def test_a_node_asked_for_a_moving_slot_gets_the_script_in_full_by_the_same_way():
+    moving = Refusal(f"ASK {OF_A[0].slot} 10.0.0.3:7000")
+    back = Refusal(f"MOVED {OF_A[0].slot} 10.0.0.1:7000")
+    cluster = Cluster(moving, [b"OK", Refusal("NOSCRIPT"), 0], back, moving, [b"OK", OWN, 1])
+    assert cluster.carry(calling()).status == b"own"
+    assert cluster.names() == [b"ASKING", b"EVAL", b"WAIT"]
+
+
+def test_nodes_that_send_to_each_other_for_ever_come_to_an_end():
+    there, back = (Refusal(f"MOVED {OF_A[0].slot} 10.0.0.{number}:7000") for number in (2, 1))
+    cluster = Cluster(*[there, back] * 200, there)
+    with pytest.raises(LockUnavailable, match="MOVED") as caught:
+        cluster.carry(calling(within=3.0))
+    assert not caught.value.unanswered
+    assert 1003.0 <= cluster.now < 1003.5
+    assert len(cluster.sent) < 30, "after a few at once, with pauses"
+
+
+def test_redirections_are_followed_by_what_is_tried_once():
+    cluster = Cluster(Refusal(f"MOVED {OF_A[0].slot} 10.0.0.2:7000"), Refusal("NOSCRIPT"), [b"released"])
+    assert cluster.carry(calling(script=scripts.RELEASE, replicas=0, once=True, within=0)).status == b"released"
+
+
+# What passes
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "CLUSTERDOWN The cluster is down",
+        "LOADING server is loading the dataset in memory",
+        "BUSY server is busy running a script",
+        "MASTERDOWN Link with MASTER is down",
+        "READONLY You can't write against a read only replica.",
+        "NOREPLICAS Not enough good replicas to write.",
+    ],
+)
+class TestTransient:
+    def test_is_tried_again_after_a_pause(self, refusal):
+        cluster = Cluster(Refusal(refusal), Refusal(refusal), [OWN, 1])
+        reply = cluster.carry(calling())
+        assert (reply.status, reply.unanswered) == (b"own", False)
+        assert cluster.pauses == sorted(cluster.pauses)
+        assert len(cluster.pauses) == 2
+        assert cluster.layouts
+
+    def test_until_the_deadline(self, refusal):
+        cluster = Cluster(Refusal(refusal))
+        with pytest.raises(LockUnavailable) as caught:
+            cluster.carry(calling(within=2.0))
+        assert caught.value.detail == refusal
+        assert not caught.value.unanswered
+        assert 1002.0 <= cluster.now < 1002.5
+        assert max(cluster.pauses) <= exchange.LONGEST_PAUSE
+
+    def test_not_what_is_tried_once(self, refusal):
+        cluster = Cluster(Refusal(refusal))
+        with pytest.raises(LockUnavailable):
+            cluster.carry(calling(once=True))
+        assert len(cluster.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "NOPERM User limited has no permissions to run the 'evalsha' command",
+        "WRONGTYPE Operation against a key holding the wrong kind of value",
+        "REFUSED invalid username-password pair",
+        "ERR unknown",
+    ],
+)
+def test_what_repeating_will_not_change_ends_it_at_once(refusal):
+    cluster = Cluster(Refusal(refusal))
+    with pytest.raises(LockUnavailable) as caught:
+        cluster.carry(calling())
+    assert caught.value.detail == refusal
+    assert not caught.value.unanswered
+    assert (len(cluster.sent), cluster.pauses) == (1, [])
+
+
+# Silence
+
+
+def test_a_request_without_an_answer_is_repeated_and_remembered():
+    cluster = Cluster(UNHEARD, [OWN, 1])
+    reply = cluster.carry(calling())
+    assert reply.unanswered
+    assert reply.first_sent == 1000.0
+    assert reply.sent > reply.first_sent, "validity counts from the attempt that was answered"
+    assert cluster.layouts
+    assert len(cluster.pauses) == 1
+
+
+def test_a_request_that_never_went_out_is_not_unanswered():
+    cluster = Cluster(UNREACHED, [OWN, 1])
+    reply = cluster.carry(calling())
+    assert not reply.unanswered
+    assert reply.first_sent == reply.sent
+
+
+@pytest.mark.parametrize(("silence", "unanswered"), [(UNHEARD, True), (UNREACHED, False)])
+@pytest.mark.parametrize("once", [True, False])
+def test_silence_until_the_deadline(silence, unanswered, once):
+    cluster = Cluster(silence)
+    with pytest.raises(LockUnavailable, match=silence.reason) as caught:
+        cluster.carry(calling(within=2.0, once=once))
+    assert caught.value.unanswered is unanswered
+    assert (len(cluster.sent) == 1) is once
+    assert cluster.now < 1002.5
+
+
+def test_silence_is_remembered_through_a_refusal():
+    cluster = Cluster(UNHEARD, Refusal("OOM"))
+    with pytest.raises(LockUnavailable, match="OOM") as caught:
+        cluster.carry(calling())
+    assert caught.value.unanswered
+
+
+def test_a_promoted_replica_is_found():
+    promoted = [[[0, 8191, [b"10.0.0.3", 7000, b"ra", []]], SLOTS[1]], NODES, b""]
+    cluster = Cluster(UNHEARD, [OWN, 1], layout={B: promoted})
+    assert cluster.carry(calling()).status == b"own"
+    assert cluster.nodes == [A, C]
+
+
+# Sleeps
+
+
+def test_a_sleep_comes_before_the_question_on_the_same_connection():
+    cluster = Cluster([[b"wake", b"1"], OWN, 1])
+    reply = cluster.carry(calling(block=Block(b"wake", 2.5)))
+    assert reply.details == [7]
+    [send] = cluster.sent
+    assert send.commands[0] == (b"BLPOP", b"wake", b"2.500")
+    assert cluster.names() == [b"BLPOP", b"EVALSHA", b"WAIT"]
+    assert send.blocks == 3.5
+
+
+def test_a_sleep_that_ran_out_is_an_answer_too():
+    assert Cluster([None, OWN, 1]).carry(calling(block=Block(b"wake", 2.5))).status == b"own"
+
+
+def test_a_sleep_that_is_refused_does_not_make_a_waiter_spin():
+    cluster = Cluster([Refusal("ASK 5 10.0.0.3:7000"), [b"queued", 5000, 1], 1])
+    assert cluster.carry(calling(block=Block(b"wake", 2.5))).status == b"queued"
+    assert len(cluster.pauses) == 1
+
+
+@pytest.mark.parametrize("first", [UNHEARD, Refusal("LOADING"), Refusal("NOSCRIPT"), Refusal("MOVED 5 10.0.0.2:7000")])
+def test_no_attempt_but_the_first_sleeps(first):
+    cluster = Cluster(first, [OWN, 1])
+    assert cluster.carry(calling(block=Block(b"wake", 2.5))).status == b"own"
+    assert b"BLPOP" in cluster.names(0)
+    assert b"BLPOP" not in cluster.names(1)
+
+
+# Several calls
+
+
+def batch(*keys, **kwargs):
+    return Batch([calling(lock, **kwargs) for lock in keys])
+
+
+def test_one_request_and_one_wait_to_each_node():
+    cluster = Cluster([[b"own", 1], [b"own", 3], 1], [[b"own", 2], 1])
+    replies = cluster.carry(batch(OF_A[0], OF_B[0], OF_A[1]))
+    assert [reply.details for reply in replies] == [[1], [2], [3]]
+    assert [reply.acks for reply in replies] == [1, 1, 1]
+    assert cluster.nodes == [A, B]
+    assert cluster.names(0) == [b"EVALSHA", b"EVALSHA", b"WAIT"]
+
+
+def test_one_node_is_dead_and_one_refuses_one_call():
+    """The others have their answers, and nothing is asked for twice."""
+    a, other_a, b = OF_A[0], OF_A[1], OF_B[0]
+    cluster = Cluster([[b"own", 1], Refusal("OOM"), 1], UNHEARD, UNHEARD)
+    first, second, third = cluster.carry(batch(a, other_a, b, within=2.0))
+    assert first.details == [1]
+    assert isinstance(second, LockUnavailable)
+    assert (second.name, second.unanswered) == (other_a.name, False)
+    assert isinstance(third, LockUnavailable)
+    assert (third.name, third.unanswered) == (b.name, True)
+    assert Counter(cluster.nodes)[A] == 1
+
+
+def test_those_refused_go_on_one_by_one():
+    cluster = Cluster([Refusal("NOSCRIPT"), [b"own", 2], 1], [[b"own", 1], 1])
+    replies = cluster.carry(batch(OF_A[0], OF_A[1]))
+    assert [reply.details for reply in replies] == [[1], [2]]
+    assert cluster.names(1) == [b"EVAL", b"WAIT"]
+
+
+def test_those_moved_go_where_they_went():
+    cluster = Cluster([Refusal(f"MOVED {OF_A[0].slot} 10.0.0.2:7000"), [b"own", 2], 1], [[b"own", 1], 1])
+    replies = cluster.carry(batch(OF_A[0], OF_A[1]))
+    assert [reply.details for reply in replies] == [[1], [2]]
+    assert cluster.nodes == [A, B]
+
+
+def test_those_without_an_answer_are_repeated_and_remembered():
+    cluster = Cluster(UNHEARD, [[b"own", 1], 1], [[b"own", 2], 1])
+    replies = cluster.carry(batch(OF_A[0], OF_A[1]))
+    assert [(reply.details, reply.unanswered, reply.first_sent) for reply in replies] == [
+        ([1], True, 1000.0),
+        ([2], True, 1000.0),
+    ]
+
+
+def test_what_is_tried_once_is_not_repeated_in_a_batch():
+    cluster = Cluster(UNHEARD)
+    replies = cluster.carry(batch(OF_A[0], OF_A[1], once=True))
+    assert [reply.unanswered for reply in replies] == [True, True]
+    assert len(cluster.sent) == 1
+
+
+def test_a_batch_before_the_layout_is_known():
+    cluster = Cluster([[b"own", 1], 1], [[b"own", 2], 1], known=False)
+    replies = cluster.carry(batch(OF_A[0], OF_B[0]))
+    assert [reply.details for reply in replies] == [[1], [2]]
+    assert len(cluster.layouts) == 1
+
+
+def test_what_interrupts_a_request_reaches_the_flow():
+    seen = []
+
+    def flow():
+        try:
+            yield calling()
+        except KeyboardInterrupt as error:
+            seen.append(error)
+            yield calling(script=scripts.RELEASE, replicas=0)
+            raise
+
+    carried = exchange.carry(flow(), Cluster(OWN).routes)
+    assert isinstance(carried.send(None), Send)
+    cancel = carried.throw(KeyboardInterrupt())
+    assert cancel.commands[0][1] == scripts.RELEASE.sha
+    with pytest.raises(KeyboardInterrupt):
+        carried.send(Answer([b"released"], 0.0, 0.1))
+    assert len(seen) == 1
