@@ -40,7 +40,7 @@ class Terms:
     ) -> None:
         self.timeout, self.skew, self.replicas, self.owner, self.patience = timeout, skew, replicas, owner, patience
         self.slice = min(LONGEST_SLICE, timeout / 3)  # of a wait
-        self.ttl = milliseconds(timeout + skew)
+        self.ttl = milliseconds(timeout + skew + 0.001)  # the scripts cut the server's clock off to whole ones
         self.alive = milliseconds(2 * self.slice)  # how long a waiter is believed to live after its last sign
 
     def lasting(self, timeout: float) -> "Terms":
