@@ -8,7 +8,6 @@ from tests.model.ledger import require
 from tests.model.shard import START
 
 NODE = ("shard", 1)
-SKEW = 1.0
 NOTHING = object()
 
 

@@ -9,14 +9,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from django_cluster_lock import protocol, scripts
 from django_cluster_lock.exchange import Answer, NoAnswer, Refusal
 from django_cluster_lock.names import keys_of
-from tests.model.clients import SKEW, Clock, Handle, Operation
+from tests.model.clients import Clock, Handle, Operation
 from tests.model.ledger import Ledger, require
 from tests.model.shard import Shard
 
 TAG = "model"
 OWNER = (b"host", b"1", b"main", b"")
 TIMEOUTS = [3, 6, 12]  # seconds; a waiter's life is two thirds of it
-RATES = [1.0, 1.0, 0.93, 1.07]  # of clocks; within the skew over the longest timeout
+# How fast a client's clock runs, and what skew its lock allows for: enough for that over the longest timeout.
+CLOCKS = [(1.0, 1.0), (1.0, 0.0), (0.93, 1.0), (1.07, 1.0)]
 CROWD = 8  # operations under way
 MILLISECOND = 1000
 SLOW = 2500 * MILLISECOND  # longer than the skew, shorter than the shortest lease
@@ -36,7 +37,7 @@ EVENTS = ["release_by_force", "sweep", "lose_record", "fall_behind", "fall_behin
 
 some = st.integers(0, 1_000_000)
 timeouts = st.sampled_from(TIMEOUTS)
-rates = st.sampled_from(RATES)
+clocks = st.sampled_from(CLOCKS)
 which_lock = st.sampled_from([0, 0, 0, 1])
 an_operation = precondition(lambda machine: machine.operations)
 a_handle = precondition(lambda machine: machine.handles)
@@ -79,18 +80,18 @@ class LockMachine(RuleBasedStateMachine):
     # Clients begin something
 
     @room
-    @rule(which=which_lock, timeout=timeouts, patience=st.sampled_from([0, 2, 30]), rate=rates)
-    def acquire(self, which, timeout, patience, rate):
-        clock, terms = Clock(self.shard, rate), terms_of(timeout)
+    @rule(which=which_lock, timeout=timeouts, patience=st.sampled_from([0, 2, 30]), kind=clocks)
+    def acquire(self, which, timeout, patience, kind):
+        clock, terms = asking(self.shard, timeout, *kind)
         now = clock()
         until, blocking = now + patience, patience > 0
         flow = protocol.acquire(self.locks[which], self._token(), terms, now=now, until=until, blocking=blocking)
         self._start("acquire", clock, flow, lambda grant: self._got(clock, terms, grant))
 
     @room
-    @rule(timeout=timeouts, patience=st.sampled_from([0, 30]), rate=rates)
-    def acquire_all(self, timeout, patience, rate):
-        clock, terms = Clock(self.shard, rate), terms_of(timeout)
+    @rule(timeout=timeouts, patience=st.sampled_from([0, 30]), kind=clocks)
+    def acquire_all(self, timeout, patience, kind):
+        clock, terms = asking(self.shard, timeout, *kind)
         now = clock()
         until, blocking = now + patience, patience > 0
         flow = protocol.acquire_all(self.locks, self._token, terms, now=now, until=until, blocking=blocking)
@@ -423,5 +424,6 @@ class LockMachine(RuleBasedStateMachine):
         yield from (handle.clock.server_time(handle.grant.valid_until) for handle in self.handles)
 
 
-def terms_of(timeout):
-    return protocol.Terms(timeout, SKEW, replicas=1, owner=OWNER, patience=2.0)
+def asking(shard, timeout, rate, skew):
+    """A client's clock, and what it asks for."""
+    return Clock(shard, rate), protocol.Terms(timeout, skew, replicas=1, owner=OWNER, patience=2.0)

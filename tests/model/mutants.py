@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from django_cluster_lock import exchange, protocol
 from django_cluster_lock.exchange import Send
 from django_cluster_lock.protocol import Reply
-from tests.model import machine
 from tests.model.clients import NODE
 from tests.model.shard import ALL_SCRIPTS
 
@@ -137,7 +136,17 @@ def valid_from_the_answer(monkeypatch):
 
 
 def no_allowance_for_skew(monkeypatch):
-    monkeypatch.setattr(machine, "SKEW", 0.0)
+    original = protocol.Terms.__init__
+
+    def asked_for(terms, timeout, skew, *args, **kwargs):
+        original(terms, timeout, 0.0, *args, **kwargs)
+
+    monkeypatch.setattr(protocol.Terms, "__init__", asked_for)
+
+
+def no_allowance_for_whole_milliseconds(monkeypatch):
+    original = protocol.milliseconds
+    monkeypatch.setattr(protocol, "milliseconds", lambda seconds: original(seconds - 0.001))
 
 
 def acknowledgements_ignored(monkeypatch):
@@ -155,5 +164,6 @@ FLOW_MUTANTS = [
     (ended_without_a_mark, "I6"),
     (valid_from_the_answer, "I1|I7"),
     (no_allowance_for_skew, "I1|I7"),
+    (no_allowance_for_whole_milliseconds, "I1|I7"),
     (acknowledgements_ignored, "I1|I7"),
 ]

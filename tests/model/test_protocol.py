@@ -12,6 +12,8 @@ from tests.model.ledger import Violation
 from tests.model.machine import TAG, LockMachine
 from tests.model.mutants import FLOW_MUTANTS, SCRIPT_MUTANTS
 
+pytestmark = pytest.mark.slow
+
 ALWAYS_THE_SAME = {
     "derandomize": True,
     "database": None,
@@ -21,7 +23,7 @@ ALWAYS_THE_SAME = {
     "suppress_health_check": list(HealthCheck),
     "stateful_step_count": 80,
 }
-THOROUGH = settings(max_examples=800, phases=[Phase.generate, Phase.shrink], **ALWAYS_THE_SAME)
+THOROUGH = settings(max_examples=600, phases=[Phase.generate, Phase.shrink], **ALWAYS_THE_SAME)
 UNTIL_BROKEN = settings(max_examples=2000, phases=[Phase.generate], **ALWAYS_THE_SAME)
 
 # What must have happened for the run to say anything.

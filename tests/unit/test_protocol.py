@@ -100,9 +100,17 @@ def acquiring(*answers, until=10.0, blocking=True, keep=None):
 
 def test_the_request():
     call = acquiring().steps[0]
-    assert call.args == (b"T", b"10000", b"6000", LOCK.member, *TERMS.owner)
+    assert call.args == (b"T", b"10001", b"6000", LOCK.member, *TERMS.owner)
     assert (call.keys, call.script, call.replicas, call.deadline, call.block) == (LOCK, scripts.ACQUIRE, 1, 10.0, None)
     assert acquiring(blocking=False).steps[0].args[2] == b"0", "who does not wait does not queue"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "skew", "least"), [(30, 1, 31_001), (0.1, 0, 101), (0.0005, 0, 2), (1 / 3, 0, 335)]
+)
+def test_a_lease_on_the_server_outlasts_its_holders_view_by_the_skew(timeout, skew, least):
+    """By a millisecond more, since a script's clock may be as much behind."""
+    assert least <= int(Terms(timeout, skew, 0, TERMS.owner, 2.0).ttl) <= least + 1
 
 
 def test_granted_until_the_timeout_after_the_request_was_sent():
@@ -271,7 +279,7 @@ def test_a_release_that_got_no_answer_is_not_asked_for_again():
 
 def test_renewed():
     played = Played(protocol.renew(GRANT, TERMS, deadline=2.0), Reply(b"ok", [7], 5.0, 5.1, 1, 1, 5.0))
-    assert played.steps[0].args == (b"T", b"10000")
+    assert played.steps[0].args == (b"T", b"10001")
     assert played.result == protocol.Grant(LOCK, b"T", 7, 14.0, unanswered=False)
 
 
@@ -283,7 +291,7 @@ def test_not_renewed():
 
 def test_transferred():
     played = Played(protocol.transfer(GRANT, b"S", TERMS, deadline=2.0), own(fence=8, sent=5.0, now=5.1))
-    assert played.steps[0].args[:3] == (b"T", b"S", b"10000")
+    assert played.steps[0].args[:3] == (b"T", b"S", b"10001")
     assert (played.result.token, played.result.fence, played.result.valid_until) == (b"S", 8, 14.0)
     assert Played(protocol.transfer(GRANT, b"S", TERMS, deadline=2.0), said(b"lost")).result is None
 
