@@ -141,8 +141,10 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
         if isinstance(outcome, Answer):
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
-                if course.blocking and isinstance(outcome.values[0], Refusal):
-                    yield Pause(FIRST_PAUSE)  # the sleep failed at once: a slot on the move must not make us spin
+                if course.was_kept_awake(outcome, value):  # as by a slot on the move, which must not make us spin
+                    assert call.block
+                    woken: float = yield Pause(min(call.block.seconds, LONGEST_PAUSE))
+                    outcome = outcome._replace(now=woken)
                 return course.reply(outcome, value)
             course.refused(value, outcome.now)
         else:
@@ -190,6 +192,11 @@ class Course:
             commands.append(wait(needed, call.acknowledged_within))
             blocks += call.acknowledged_within
         return Send(self.node, commands, blocks, call.deadline)
+
+    def was_kept_awake(self, answer: Answer, value: object) -> bool:
+        """Whether the sleep was refused though there is still something to wait for."""
+        waits = isinstance(value, list) and value[0] == b"queued"
+        return waits and self.blocking and isinstance(answer.values[0], Refusal)
 
     def reply(self, answer: Answer, value: object) -> Reply:
         return replied(self.call, self.routes, answer, value, self.first_sent, unanswered=self.unanswered)

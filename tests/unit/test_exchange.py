@@ -368,7 +368,13 @@ def test_a_sleep_that_ran_out_is_an_answer_too():
 def test_a_sleep_that_is_refused_does_not_make_a_waiter_spin():
     cluster = Cluster([Refusal("ASK 5 10.0.0.3:7000"), [b"queued", 5000, 1], 1])
     assert cluster.carry(calling(block=Block(b"wake", 2.5))).status == b"queued"
-    assert len(cluster.pauses) == 1
+    assert cluster.pauses == [exchange.LONGEST_PAUSE]
+
+
+def test_a_sleep_that_is_refused_delays_no_grant():
+    cluster = Cluster([Refusal("ASK 5 10.0.0.3:7000"), OWN, 1])
+    assert cluster.carry(calling(block=Block(b"wake", 2.5))).status == b"own"
+    assert cluster.pauses == []
 
 
 @pytest.mark.parametrize("first", [UNHEARD, Refusal("LOADING"), Refusal("NOSCRIPT"), Refusal("MOVED 5 10.0.0.2:7000")])
