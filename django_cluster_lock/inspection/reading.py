@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
@@ -11,6 +11,7 @@ from django_cluster_lock.exchange import Actions, Answer, Command, NoAnswer, Nod
 from django_cluster_lock.names import SLOTS, Keys, index_key, keys_of, name_and_tag
 from django_cluster_lock.snapshots import Listing, LockSnapshot, Owner, Unread, Waiter
 
+Question: TypeAlias = tuple[int, Command]  # for whichever node serves that slot
 CHUNK = 2000  # questions in one write to a node
 OWNER = (b"h", b"p", b"r", b"k")  # the fields of a record that name its holder
 
@@ -22,13 +23,6 @@ class ClusterUnavailable(LockUnavailable):
 
     def __str__(self) -> str:
         return f"The cluster of CLUSTER_LOCKS[{self.name!r}] cannot be read: {self.detail.rstrip('.')}. {self.hint}"
-
-
-class Question(NamedTuple):
-    """A command for whichever node serves a slot."""
-
-    slot: int
-    command: Command
 
 
 class Told(NamedTuple):
@@ -72,16 +66,10 @@ def listing(alias: str, prefix: str, topology: Topology) -> Actions[Listing]:
         ClusterUnavailable: no slot could be read.
     """
     yield from know_layout(alias, topology)
-    slots = [Question(slot, (b"ZRANGE", index_key(prefix, slot), b"0", b"-1")) for slot in range(SLOTS)]
-    indexes = yield from ask(slots, topology)
-    locks: list[Keys] = []
-    for slot, told in enumerate(indexes):
-        if told.value and not told.failed:
-            locks += filter(None, (keys_in_slot(prefix, slot, member) for member in told.value))
-    records = yield from ask([Question(keys.slot, (b"HGETALL", keys.record)) for keys in locks], topology)
-    failed = {slot: told for slot, told in enumerate(indexes) if told.failed}
+    locks, failed = yield from _entries(prefix, topology)
     if len(failed) == SLOTS:
-        raise ClusterUnavailable(alias, indexes[0].reason)
+        raise ClusterUnavailable(alias, failed[0].reason)
+    records = yield from ask([(keys.slot, (b"HGETALL", keys.record)) for keys in locks], topology)
     found = []
     for keys, told in zip(locks, records, strict=True):
         if told.failed and not is_foreign(told):
@@ -91,6 +79,20 @@ def listing(alias: str, prefix: str, topology: Topology) -> Actions[Listing]:
             found.append(lock)
     found.sort(key=lambda lock: (lock.name, lock.tag or ""))
     return Listing(tuple(found), unread(failed))
+
+
+def _entries(prefix: str, topology: Topology) -> Actions[tuple[list[Keys], dict[int, Told]]]:
+    """The locks that the indexes tell of, and the slots whose index could not be read."""
+    questions = [(slot, (b"ZRANGE", index_key(prefix, slot), b"0", b"-1")) for slot in range(SLOTS)]
+    indexes = yield from ask(questions, topology)
+    locks: list[Keys] = []
+    failed: dict[int, Told] = {}
+    for slot, told in enumerate(indexes):
+        if told.failed:
+            failed[slot] = told
+        elif told.value:
+            locks += filter(None, (keys_in_slot(prefix, slot, member) for member in told.value))
+    return locks, failed
 
 
 def know_layout(alias: str, topology: Topology) -> Actions[None]:
@@ -109,8 +111,8 @@ def ask(questions: Sequence[Question], topology: Topology) -> Actions[list[Told]
     """The answers, in the order of the questions. Redirections are followed, twice at most."""
     told = [Told(NoAnswer("no node serves it", 0.0), "", 0)] * len(questions)
     where: dict[Node, list[int]] = defaultdict(list)
-    for place, question in enumerate(questions):
-        node = topology.primary(question.slot)
+    for place, (slot, _) in enumerate(questions):
+        node = topology.primary(slot)
         if node:
             where[node].append(place)
     for asking in (False, True, True):
@@ -136,7 +138,7 @@ def _ask_each(
         for node, places in chunks.items():
             commands: list[Command] = [(b"TIME",)]
             for place in places:
-                commands += (*introduction, questions[place].command)
+                commands += (*introduction, questions[place][1])
             sends.append(Send(node, commands, 0, math.inf))
         outcomes: list[Answer | NoAnswer] = yield SendAll(sends)
         for (node, places), outcome in zip(chunks.items(), outcomes, strict=True):
@@ -166,7 +168,7 @@ def _redirected(
             if isinstance(value, Refusal) and value.code in {"MOVED", "ASK"}:
                 node = topology.redirected(str(value).split()[2], asked)
                 if value.code == "MOVED":
-                    topology.moved(questions[place].slot, node)
+                    topology.moved(questions[place][0], node)
                 further[node].append(place)
     return further
 

@@ -126,9 +126,9 @@ class Examination:
         questions = []
         for key, lock in zip(records, locks, strict=True):
             slot, member = slot_of(key), lock.member if lock else b""
-            record = Question(slot, (b"HGETALL", key))
-            entry = Question(slot, (b"ZSCORE", index_key(self._prefix, slot), member))
-            questions += [record, entry, record, Question(slot, (b"PTTL", key))]
+            record = (slot, (b"HGETALL", key))
+            entry = (slot, (b"ZSCORE", index_key(self._prefix, slot), member))
+            questions += [record, entry, record, (slot, (b"PTTL", key))]
         told = yield from ask(questions, self._topology)
         for place, (key, lock) in enumerate(zip(records, locks, strict=True)):
             look = Look(*told[4 * place : 4 * place + 4])
@@ -158,7 +158,7 @@ class Examination:
 
     def _examine_indexes(self, indexes: Sequence[bytes]) -> Actions[None]:
         told = yield from ask(
-            [Question(slot_of(key), (b"ZRANGE", key, b"0", b"-1", b"WITHSCORES")) for key in indexes], self._topology
+            [(slot_of(key), (b"ZRANGE", key, b"0", b"-1", b"WITHSCORES")) for key in indexes], self._topology
         )
         entries: list[tuple[bytes, Keys, bytes]] = []
         for key, listed in zip(indexes, told, strict=True):
@@ -177,10 +177,10 @@ class Examination:
         yield from self._examine_entries(entries)
 
     def _examine_entries(self, entries: Sequence[tuple[bytes, Keys, bytes]]) -> Actions[None]:
-        questions = []
+        questions: list[Question] = []
         for key, lock, _ in entries:
-            questions.append(Question(lock.slot, (b"HGETALL", lock.record)))
-            questions.append(Question(lock.slot, (b"ZSCORE", key, lock.member)))
+            questions.append((lock.slot, (b"HGETALL", lock.record)))
+            questions.append((lock.slot, (b"ZSCORE", key, lock.member)))
         told = yield from ask(questions, self._topology)
         for (key, lock, score), look, entry in zip(entries, told[::2], told[1::2], strict=True):
             if is_foreign(look) or not self._all_told(key, look, entry):
@@ -191,7 +191,7 @@ class Examination:
                 self._suspect("dead-entry", look, key, lock, detail=detail, repair="remove it from the index")
 
     def _examine_wakes(self, wakes: Sequence[bytes]) -> Actions[None]:
-        questions = [Question(slot_of(key), (command, key)) for key in wakes for command in (b"TYPE", b"PTTL")]
+        questions = [(slot_of(key), (command, key)) for key in wakes for command in (b"TYPE", b"PTTL")]
         told = yield from ask(questions, self._topology)
         for key, kind, expiry in zip(wakes, told[::2], told[1::2], strict=True):
             if not self._all_told(key, kind, expiry) or kind.value == b"none":
@@ -201,7 +201,7 @@ class Examination:
                 self._foreign(kind, key, "it is no list")
             elif expiry.value == -1:
                 lock = _lock_at(self._prefix, self._families["lock"], self._families["lock"] + place)
-                remedy = Question(slot_of(key), (b"PEXPIRE", key, WAKE_LIFE))
+                remedy = (slot_of(key), (b"PEXPIRE", key, WAKE_LIFE))
                 detail = "a waiter's push never expires"
                 self._suspect("wake-no-expiry", kind, key, lock, detail=detail, repair="let it expire", remedy=remedy)
 
@@ -211,7 +211,7 @@ class Examination:
         digests = [place for place, key in enumerate(records) if locks[place] is None and b"%h" in key]
         told = yield from ask(
             [
-                Question(slot, (b"ZRANGE", index_key(self._prefix, slot), b"0", b"-1"))
+                (slot, (b"ZRANGE", index_key(self._prefix, slot), b"0", b"-1"))
                 for slot in (slot_of(records[place]) for place in digests)
             ],
             self._topology,

@@ -15,11 +15,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
 
 def escaped(text: str) -> str:
     """The text with everything that is not printable written as Python writes it, control characters above all."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def columns(text: str) -> int:
     """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
     return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text if not unicodedata.combining(char))
 
 

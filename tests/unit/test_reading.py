@@ -7,10 +7,10 @@ import pytest
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.exchange import Answer, NoAnswer, Refusal, SendAll
 from django_cluster_lock.inspection import reading
-from django_cluster_lock.inspection.reading import Question, ask, ranges, record_of
+from django_cluster_lock.inspection.reading import ask, ranges, record_of
 
 A, B, C = ("a", 1), ("b", 2), ("c", 3)
-QUESTIONS = [Question(slot, (b"GET", b"%d" % slot)) for slot in range(6)]
+QUESTIONS = [(slot, (b"GET", b"%d" % slot)) for slot in range(6)]
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_silent_node_hides_nothing_of_the_others(topology, monkeypatch):
 
 
 def test_a_slot_that_nobody_serves(topology):
-    told, _ = answered(ask([QUESTIONS[0], Question(99, (b"GET", b"x"))], topology), lambda node, *_: node)
+    told, _ = answered(ask([QUESTIONS[0], (99, (b"GET", b"x"))], topology), lambda node, *_: node)
     assert [each.failed for each in told] == [False, True]
     assert told[1].reason == "no node serves it"
 

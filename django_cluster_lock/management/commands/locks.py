@@ -234,7 +234,7 @@ class Command(BaseCommand):
             self.stdout.write(line)
 
     def _print_json(self, content: dict[str, Any]) -> None:
-        self.stdout.write(json.dumps(content, indent=2))
+        self.stdout.write(json.dumps(content))
 
     def _warn(self, warning: str) -> None:
         self.stderr.write(self.style.WARNING(f"Warning: {escaped(warning)}"))
