@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from django.core.signals import setting_changed
 
 from django_cluster_lock import conf, drivers
+from django_cluster_lock.actions import Actions
 from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.options import ConnectionOptions, connection_options
 from django_cluster_lock.connections.sync import Connections
 from django_cluster_lock.connections.topology import Topology
-from django_cluster_lock.exchange import Actions, carry
+from django_cluster_lock.exchange import carry
 from django_cluster_lock.protocol import WAIT_FOR_REPLICAS, Flow, Terms
 from django_cluster_lock.renewal import Renewer
 

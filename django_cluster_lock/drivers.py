@@ -7,9 +7,9 @@ never closes a flow.
 import asyncio
 from typing import TypeVar
 
+from django_cluster_lock.actions import Actions
 from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.sync import Connections
-from django_cluster_lock.exchange import Actions
 
 T = TypeVar("T")
 _unfinished: set[asyncio.Task[object]] = set()

@@ -7,99 +7,31 @@ deadline. (Redis Cluster specification, "MOVED Redirection", "ASK redirection", 
 
 import math
 from collections import defaultdict
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
+from django_cluster_lock.actions import (
+    TRANSIENT,
+    Actions,
+    Answer,
+    Command,
+    NoAnswer,
+    Node,
+    Pause,
+    Refusal,
+    Routes,
+    Send,
+    SendAll,
+)
 from django_cluster_lock.errors import LockError, LockUnavailable
 from django_cluster_lock.protocol import Batch, Call, Flow, Replies, Reply
 
-Node: TypeAlias = tuple[str, int]
-Command: TypeAlias = tuple[bytes, ...]
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.3
-BRIEFLY = 0.5  # seconds for what is asked beside the point: the layout, a cancel
 LAYOUT: list[Command] = [(b"CLUSTER", b"SLOTS"), (b"CLUSTER", b"NODES"), (b"INFO", b"replication")]
 REDIRECTIONS = 3  # that are followed without a pause
-LAYOUT_KEEPS = 0.1  # seconds in which it is not asked for again
-TRANSIENT = {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"}
-
-
-class Routes(Protocol):
-    """What is known of the cluster: which node serves a slot, and how many replicas that has."""
-
-    learned_at: float
-    refused: str
-
-    def primary(self, slot: int) -> Node | None: ...
-    def replicas(self, slot: int) -> int: ...
-    def redirected(self, to: str, asked: Node) -> Node: ...
-    def moved(self, slot: int, node: Node) -> None: ...
-    def suspect(self, node: Node) -> None: ...
-    def candidates(self) -> list[Node]: ...
-    def learn(self, values: Sequence[object], asked: Node) -> bool: ...
-
-
-@dataclass(slots=True)
-class Send:
-    """Commands to write to a node in one go, whose answers are read back in order.
-
-    Args:
-        blocks: how many seconds the server may hold the answers back on purpose.
-        deadline: the monotonic time to stop at, if sooner than the socket timeout, but never within `BRIEFLY`.
-    """
-
-    node: Node
-    commands: list[Command]
-    blocks: float
-    deadline: float
-
-
-class SendAll(NamedTuple):
-    """Several of them at once: all are written before the first answer is read."""
-
-    sends: list[Send]
-
-
-class Pause(NamedTuple):
-    """A sleep; the driver answers with the monotonic time after it."""
-
-    seconds: float
-
-
-Action: TypeAlias = Send | SendAll | Pause
-Actions: TypeAlias = Generator[Action, Any, T]
-
-
-class Refusal(Exception):
-    """An error answer of a server."""
-
-    @property
-    def code(self) -> str:
-        return str(self).partition(" ")[0]
-
-
-class Answer(NamedTuple):
-    """The answers to one `Send`, and the monotonic times around it."""
-
-    values: list[object]
-    sent: float
-    now: float
-
-
-class NoAnswer(Exception):
-    """A node could not be reached or did not answer in time.
-
-    Args:
-        reason: what happened.
-        now: the monotonic time it happened.
-        sent: when the request was written; None if it never was, so that the server cannot have run it.
-    """
-
-    def __init__(self, reason: str, now: float, sent: float | None = None) -> None:
-        super().__init__(reason, now, sent)
-        self.reason, self.now, self.sent = reason, now, sent
+LAYOUT_KEEPS, LAYOUT_LASTS = 0.1, 30.0  # seconds in which it is not asked for again, after which it is in any case
 
 
 def carry(flow: Flow[T], routes: Routes) -> Actions[T]:
@@ -145,6 +77,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
                     assert call.block
                     woken: float = yield Pause(min(call.block.seconds, LONGEST_PAUSE))
                     outcome = outcome._replace(now=woken)
+                yield from keep_current(routes, outcome.now)
                 return course.reply(outcome, value)
             course.refused(value, outcome.now)
         else:
@@ -161,6 +94,7 @@ class Course:
     """How the next attempt at a call is to be made, and what the earlier ones left behind."""
 
     asking = in_full = layout_is_old = unanswered = False
+    needed = 0
     first_sent: float | None = None
     pause = 0.0
     _next: Node | None = None
@@ -188,8 +122,9 @@ class Course:
         if self.asking:
             commands.append((b"ASKING",))
         commands.append(command(call, in_full=self.in_full))
-        if needed := needed_by(call, self.routes):
-            commands.append(wait(needed, call.acknowledged_within))
+        self.needed = needed_by(call, self.routes, self.node)
+        if self.needed:
+            commands.append(wait(self.needed, call.acknowledged_within))
             blocks += call.acknowledged_within
         return Send(self.node, commands, blocks, call.deadline)
 
@@ -199,7 +134,7 @@ class Course:
         return waits and self.blocking and isinstance(answer.values[0], Refusal)
 
     def reply(self, answer: Answer, value: object) -> Reply:
-        return replied(self.call, self.routes, answer, value, self.first_sent, unanswered=self.unanswered)
+        return replied(answer, value, self.needed, self.first_sent, unanswered=self.unanswered)
 
     def learn(self, now: float | None = None) -> Actions[None]:
         silence = yield from learn(self.routes, now, self.call.deadline)
@@ -269,10 +204,9 @@ class Course:
 
 
 def replied(
-    call: Call, routes: Routes, answer: Answer, value: object, first_sent: float | None, *, unanswered: bool
+    answer: Answer, value: object, needed: int, first_sent: float | None = None, *, unanswered: bool = False
 ) -> Reply:
     """A script's answer in the protocol's terms."""
-    needed = needed_by(call, routes)
     acks = answer.values[-1] if needed else 0
     status, details = (value[0], value[1:]) if isinstance(value, list) else (value, ())
     assert isinstance(status, bytes)
@@ -315,26 +249,37 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
             routes.suspect(node)
             yield from learn(routes, outcome.now)
     results: dict[int, Reply | LockError] = {}
+    again: list[int] = []
     for node, positions in by_node.items():
         shared = answered.get(node)
+        unknown = False
         for place, position in enumerate(positions):
             call, own = batch.calls[position], shared
-            if isinstance(shared, Answer):
+            if isinstance(shared, Answer) and node is not None:
                 value = shared.values[place]
                 if not isinstance(value, Refusal):
-                    results[position] = replied(call, routes, shared, value, None, unanswered=False)
+                    results[position] = replied(shared, value, needed_by(call, routes, node))
                     continue
+                if unknown and value.code == "NOSCRIPT":
+                    again.append(position)  # the node has learned the script from the first that it did not know
+                    continue
+                unknown = value.code == "NOSCRIPT"
                 own = Answer([value], shared.sent, shared.now)
             try:
                 results[position] = yield from exchange(call, routes, own)
             except LockError as error:
                 results[position] = error
+    if again:
+        repeated = yield from exchange_all(Batch([batch.calls[position] for position in again]), routes)
+        results.update(zip(again, repeated, strict=True))
+    for outcome in outcomes[:1]:
+        yield from keep_current(routes, outcome.now)
     return [results[position] for position in range(len(batch.calls))]
 
 
 def request_all(calls: Sequence[Call], node: Node, routes: Routes) -> Send:
     commands = [command(call) for call in calls]
-    needed = max(needed_by(call, routes) for call in calls)
+    needed = max(needed_by(call, routes, node) for call in calls)
     blocks = 0.0
     if needed:
         blocks = max(call.acknowledged_within for call in calls)
@@ -352,8 +297,15 @@ def wait(replicas: int, seconds: float) -> Command:
     return b"WAIT", b"%d" % replicas, b"%d" % max(seconds * 1000, 1)
 
 
-def needed_by(call: Call, routes: Routes) -> int:
-    return routes.replicas(call.keys.slot) if call.replicas is None else call.replicas
+def needed_by(call: Call, routes: Routes, node: Node) -> int:
+    return routes.replicas(node) if call.replicas is None else call.replicas
+
+
+def keep_current(routes: Routes, now: float) -> Actions[None]:
+    """Learns the layout anew once in a while: replicas are added without anybody being told."""
+    if now - routes.learned_at >= LAYOUT_LASTS:
+        routes.learned_at = now  # whoever comes next need not
+        yield from learn(routes)
 
 
 def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[str | None]:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from django_cluster_lock import scripts
-from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotReplicated, LockTimeout
+from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotReplicated, LockTimeout, LockUnavailable
 from django_cluster_lock.names import Keys
 from django_cluster_lock.scripts import Script
 from django_cluster_lock.snapshots import Owner
 
 LONGEST_SLICE = 4.0
 WAIT_FOR_REPLICAS = 1.0
+OUTWAITED = "its lease ended while another lock was waited for"
 GRACE = 0.5  # for the answer to a last question asked as the caller's time ends
 
 
@@ -141,15 +142,19 @@ def acquire(
             unanswered = unanswered or reply.unanswered
             if reply.status == b"own" and reply.now < reply.sent + terms.timeout:
                 return granted(keys, token, terms, reply, unanswered=unanswered)
+            late = reply.status == b"own"  # its answer took longer than the lease lasts
+            if late and not blocking:
+                raise LockUnavailable(keys.name, "its shard answered after the lease had ended")
             if not blocking or reply.status == b"over":
                 raise LockBusy(keys.name, holder=holder_of(reply))
             if reply.now >= until:
                 raise LockTimeout(keys.name, holder=holder_of(reply))
             if keep:
                 keep[:] = yield from keep_all(keep, terms)
-            late = reply.status == b"own"  # its answer took longer than the lease lasts
             block = None if late else Block(keys.wake + token, nap(reply, until, terms))
             call = attempt(keys, token, terms, now=reply.now, until=until, blocking=True, block=block)
+    except GeneratorExit:
+        raise
     except BaseException as error:
         mark = unanswered or getattr(error, "unanswered", not isinstance(error, LockError))
         with suppress(LockError):
@@ -210,7 +215,7 @@ def release(grant: Grant, *, deadline: float, valid_until: float) -> Flow[bool]:
     args = released(grant.keys, grant.token, mark=grant.unanswered)
     try:
         reply: Reply = yield Call(grant.keys, scripts.RELEASE, args, deadline)
-    except LockError:
+    except (LockError, GeneratorExit):
         raise
     except BaseException:  # interrupted: the request may not have gone out
         with suppress(LockError):
@@ -264,6 +269,11 @@ def acquire_all(
             grant = yield from acquire(keys, mint(), terms, now=now, until=until, blocking=True, keep=held)
             held.append(grant)
             now = grant.valid_until - terms.timeout
+        expired = next((grant for grant in held if grant.valid_until <= now), None)
+        if expired:
+            raise LockLost(expired.keys.name, OUTWAITED)
+    except GeneratorExit:
+        raise
     except BaseException:
         left = tried | {(grant.keys, grant.token): grant.unanswered for grant in held}
         if left:
@@ -283,7 +293,7 @@ def keep_all(held: Sequence[Grant], terms: Terms) -> Flow[list[Grant]]:
     for grant, reply in zip(held, replies, strict=True):
         after = renewed(grant, terms, reply) if isinstance(reply, Reply) else grant
         if after is None:
-            raise LockLost(grant.keys.name, "its lease ended while another lock was waited for")
+            raise LockLost(grant.keys.name, OUTWAITED)
         kept.append(after)
     return kept
 
@@ -296,6 +306,8 @@ def release_all(grants: Sequence[Grant], *, deadline: float, valid_until: float)
     ]
     try:
         replies: Replies = yield Batch(calls)
+    except GeneratorExit:
+        raise
     except BaseException:  # interrupted: the requests may not have gone out
         with suppress(LockError):
             yield Batch([give_up(grant.keys, grant.token, mark=False) for grant in grants])

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
+from django_cluster_lock.actions import Action, Answer, NoAnswer, Node, Send, SendAll
 from django_cluster_lock.connections.options import ConnectionOptions
 from django_cluster_lock.connections.wire import CHUNK, FAILURES, Inbox, failed, pack, patience, refusal
-from django_cluster_lock.exchange import Action, Answer, NoAnswer, Node, Send, SendAll
 
 
 class AsyncWire:

@@ -15,9 +15,9 @@ from redis.connection import AbstractConnection, Connection, SSLConnection
 from redis.retry import Retry
 
 from django_cluster_lock import servers
+from django_cluster_lock.actions import Node
 from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.topology import Remap
-from django_cluster_lock.exchange import Node
 
 DEFAULTS: Mapping[str, Any] = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0, "socket_keepalive": True}
 FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from django_cluster_lock.actions import Action, Answer, NoAnswer, Node, Send, SendAll
 from django_cluster_lock.connections.options import ConnectionOptions
 from django_cluster_lock.connections.wire import CHUNK, FAILURES, IDLE_CHECK, Inbox, failed, pack, patience, refusal
-from django_cluster_lock.exchange import Action, Answer, NoAnswer, Node, Send, SendAll
 
 
 class Wire:

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from django_cluster_lock.exchange import TRANSIENT, Node, Refusal
+from django_cluster_lock.actions import TRANSIENT, Node, Refusal
 from django_cluster_lock.names import SLOTS
 
 Remap = Callable[[Node], Node]
@@ -34,15 +34,15 @@ class Topology:
         """The nodes that serve slots, in order of their first."""
         return list(dict.fromkeys(node for node in self._primaries if node))
 
-    def replicas(self, slot: int) -> int:
-        node = self._primaries[slot]
-        return self._replicas.get(node, 0) if node else 0
+    def replicas(self, node: Node) -> int:
+        """How many replicas a node has; until the layout tells, as many as others: no lease may do with none."""
+        known = self._replicas.get(node)
+        return max(self._replicas.values(), default=0) if known is None else known
 
     def moved(self, slot: int, node: Node) -> None:
         self._primaries[slot] = node
-        if node not in self._replicas:  # until the layout tells, as many as others have: no lease may do with none
-            self._replicas[node] = max(self._replicas.values(), default=0)
-            self.learned_at = float("-inf")
+        if node not in self._replicas:
+            self.learned_at = float("-inf")  # the layout is to be learned at once
         self._suspects.pop(node, None)
 
     def redirected(self, to: str, asked: Node) -> Node:
@@ -81,7 +81,8 @@ class Topology:
         primaries: list[Node | None] = [None] * SLOTS
         replicas: dict[Node, int] = {}
         for start, end, (host, port, node_id, *_), *_ in slots:
-            node = self._address(host.decode() if host else asked[0], port)
+            known = host not in (None, b"", b"?")  # a server that does not know its own name says nothing or "?"
+            node = self._address(host.decode() if known else asked[0], port)
             replicas[node] = counts[node_id.decode()]
             for slot in range(start, end + 1):
                 primaries[slot] = node

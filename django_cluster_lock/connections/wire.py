@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import hiredis
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
-from django_cluster_lock.exchange import BRIEFLY, Answer, Command, NoAnswer, Refusal, Send
+from django_cluster_lock.actions import BRIEFLY, Answer, Command, NoAnswer, Refusal, Send
 
 CHUNK = 65536
 IDLE_CHECK = 1.0  # seconds of idleness after which a pooled connection is looked at before it is used

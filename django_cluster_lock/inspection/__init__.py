@@ -6,9 +6,9 @@ import time
 from collections import Counter
 
 from django_cluster_lock import names, protocol, scripts
+from django_cluster_lock.actions import Actions
 from django_cluster_lock.aliases import aliases
 from django_cluster_lock.errors import LockUnavailable
-from django_cluster_lock.exchange import Actions
 from django_cluster_lock.inspection.reading import ask, know_layout, listing, name_of, snapshot_of
 from django_cluster_lock.inspection.spreading import spread
 from django_cluster_lock.inspection.verifying import verification

@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from django_cluster_lock.actions import Actions, Answer, Command, NoAnswer, Node, Refusal, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
-from django_cluster_lock.exchange import Actions, Answer, Command, NoAnswer, Node, Refusal, Send, SendAll, learn
+from django_cluster_lock.exchange import learn
 from django_cluster_lock.names import SLOTS, Keys, index_key, keys_of, name_and_tag
 from django_cluster_lock.snapshots import Listing, LockSnapshot, Owner, Unread, Waiter
 

@@ -13,8 +13,9 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from django_cluster_lock import protocol, scripts
+from django_cluster_lock.actions import Actions, Answer, NoAnswer, Node, Pause, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
-from django_cluster_lock.exchange import Actions, Answer, NoAnswer, Node, Pause, Send, SendAll, carry
+from django_cluster_lock.exchange import carry
 from django_cluster_lock.inspection.reading import (
     ClusterUnavailable,
     Question,

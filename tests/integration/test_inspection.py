@@ -10,8 +10,8 @@ import redis
 from django.core.exceptions import ImproperlyConfigured
 
 from django_cluster_lock import LockLost, LockUnavailable, cache_lock, locks, names
+from django_cluster_lock.actions import NoAnswer, SendAll
 from django_cluster_lock.connections.sync import Connections
-from django_cluster_lock.exchange import NoAnswer, SendAll
 from django_cluster_lock.inspection import verifying
 from tests.records import Record, until
 

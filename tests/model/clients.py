@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from django_cluster_lock import exchange, protocol
-from django_cluster_lock.exchange import NoAnswer, Pause, SendAll
+from django_cluster_lock.actions import NoAnswer, Pause, SendAll
 from tests.model.ledger import require
 from tests.model.shard import START
 
@@ -20,7 +20,7 @@ class OneShard:
     def primary(self, slot):
         return NODE
 
-    def replicas(self, slot):
+    def replicas(self, node):
         return 1
 
     def moved(self, slot, node):

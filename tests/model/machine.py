@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from django_cluster_lock import protocol, scripts
-from django_cluster_lock.exchange import Answer, NoAnswer, Refusal
+from django_cluster_lock.actions import Answer, NoAnswer, Refusal
 from django_cluster_lock.names import keys_of
 from tests.model.clients import Clock, Handle, Operation
 from tests.model.ledger import Ledger, require

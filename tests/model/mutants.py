@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from django_cluster_lock import exchange, protocol
-from django_cluster_lock.exchange import Send
+from django_cluster_lock.actions import NoAnswer, Send
 from django_cluster_lock.protocol import Reply
 from tests.model.clients import NODE
 from tests.model.shard import ALL_SCRIPTS
@@ -113,7 +113,7 @@ def push_grants(monkeypatch):
         sleep = (b"BLPOP", call.block.key, b"%.3f" % call.block.seconds)
         answer = yield from exchange.sent(Send(NODE, [sleep], call.block.seconds, call.deadline))
         call.block = None
-        if isinstance(answer, exchange.NoAnswer) or answer.values[0] is None:
+        if isinstance(answer, NoAnswer) or answer.values[0] is None:
             return (yield from original(call, routes))
         return Reply(b"own", [0], answer.sent, answer.now, 1, 1)
 

@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 
 from django_cluster_lock import exchange, scripts
+from django_cluster_lock.actions import Answer, NoAnswer, Pause, Refusal, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
-from django_cluster_lock.exchange import LAYOUT, Answer, NoAnswer, Pause, Refusal, Send, SendAll
+from django_cluster_lock.exchange import LAYOUT
 from django_cluster_lock.names import keys_of
 from django_cluster_lock.protocol import Batch, Block, Call
 
@@ -44,9 +45,10 @@ class Cluster:
     def __init__(self, *answers, layout=TOLD, known=True):
         self.answers, self.layout = list(answers), layout
         self.routes = Topology([A, B])
+        self.now = 1000.0
         if known:
             self.routes.learn(TOLD, A)
-        self.now = 1000.0
+            self.routes.learned_at = self.now - 1
         self.sent, self.pauses, self.layouts = [], [], []
 
     def carry(self, call):
@@ -419,6 +421,36 @@ def test_those_refused_go_on_one_by_one():
     replies = cluster.carry(batch(OF_A[0], OF_A[1]))
     assert [reply.details for reply in replies] == [[1], [2]]
     assert cluster.names(1) == [b"EVAL", b"WAIT"]
+
+
+def test_one_call_teaches_a_node_the_script_for_all():
+    missing = Refusal("NOSCRIPT No matching script.")
+    cluster = Cluster([missing, missing, missing, 1], [OWN, 1], [[b"own", 8], [b"own", 9], 1])
+    replies = cluster.carry(Batch([calling(keys) for keys in OF_A[:3]]))
+    assert [reply.details for reply in replies] == [[7], [8], [9]]
+    names = [cluster.names(place) for place in range(3)]
+    assert names == [[b"EVALSHA"] * 3 + [b"WAIT"], [b"EVAL", b"WAIT"], [b"EVALSHA"] * 2 + [b"WAIT"]]
+    assert cluster.pauses == []
+
+
+def test_a_node_asked_for_a_moving_slot_is_waited_for_by_its_own_replicas():
+    cluster = Cluster(Refusal(f"ASK 1 {B[0]}:{B[1]}"), [b"OK", OWN, 1])
+    cluster.routes._replicas[A] = 0
+    reply = cluster.carry(calling())
+    assert cluster.names() == [b"ASKING", b"EVALSHA", b"WAIT"]
+    assert (reply.acks, reply.needed) == (1, 1)
+
+
+@pytest.mark.parametrize("call", [calling(), Batch([calling()])], ids=["call", "batch"])
+def test_a_layout_that_grew_old_is_learnt_anew(call):
+    one_more = NODES + b"rc 10.0.0.6:7000@17000 slave a 0 0 3 connected\n"
+    cluster = Cluster([OWN, 1], layout=[SLOTS, one_more, b""])
+    cluster.carry(call)
+    assert cluster.layouts == []
+    cluster.now += exchange.LAYOUT_LASTS
+    cluster.carry(call)
+    assert len(cluster.layouts) == 1
+    assert cluster.routes.replicas(A) == 2
 
 
 def test_those_moved_go_where_they_went():

@@ -192,7 +192,7 @@ def test_an_answer_that_comes_when_the_lease_is_over_grants_nothing():
 
 def test_such_an_answer_to_who_does_not_wait():
     played = acquiring(own(sent=0.0, now=9.0), said(b"released"), blocking=False)
-    assert isinstance(played.error, LockBusy)
+    assert isinstance(played.error, LockUnavailable)
     assert played.cancels == [(b"T", b"0")]
 
 
@@ -296,6 +296,22 @@ def test_transferred():
     assert Played(protocol.transfer(GRANT, b"S", TERMS, deadline=2.0), said(b"lost")).result is None
 
 
+@pytest.mark.parametrize(
+    "flow",
+    [
+        protocol.acquire(LOCK, b"T", TERMS, now=0.0, until=1.0, blocking=True),
+        protocol.acquire_all((LOCK, OTHER), lambda: b"T", TERMS, now=0.0, until=1.0, blocking=True),
+        protocol.release(protocol.Grant(LOCK, b"T", 1, 9.0, unanswered=False), deadline=1.0, valid_until=9.0),
+        protocol.release_all([protocol.Grant(LOCK, b"T", 1, 9.0, unanswered=False)], deadline=1.0, valid_until=9.0),
+    ],
+    ids=["acquire", "acquire_all", "release", "release_all"],
+)
+def test_a_flow_that_is_dropped_ends_quietly(flow):
+    next(flow)
+    flow.close()
+    assert flow.gi_frame is None
+
+
 # Several names
 
 
@@ -396,6 +412,20 @@ def test_a_renewal_without_an_answer_leaves_what_is_held():
         locks=(LOCK, OTHER),
     )
     assert [grant.valid_until for grant in played.result] == [9.0, pytest.approx(10.1)]
+
+
+def test_all_or_none_where_one_held_ends_before_the_rest_is_got():
+    played = acquiring_all(
+        [own(1), busy()],
+        [said(b"not owner")],
+        queued(now=1.0),
+        [unavailable(unanswered=True)],
+        own(2, sent=9.1, now=9.2),
+        [said(b"not owner"), said(b"released")],
+        locks=(LOCK, OTHER),
+    )
+    assert type(played.error) is LockLost
+    assert played.error.name == "a"
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, asyncio.CancelledError])

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from django_cluster_lock.actions import Answer, NoAnswer, Refusal, SendAll
 from django_cluster_lock.connections.topology import Topology
-from django_cluster_lock.exchange import Answer, NoAnswer, Refusal, SendAll
 from django_cluster_lock.inspection import reading
 from django_cluster_lock.inspection.reading import ask, ranges, record_of
 

@@ -1,0 +1,88 @@
+"""What the exchange and those who carry out its actions say to each other."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
+Node: TypeAlias = tuple[str, int]
+Command: TypeAlias = tuple[bytes, ...]
+
+BRIEFLY = 0.5  # seconds for what is asked beside the point: the layout, a cancel
+TRANSIENT = {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"}
+
+
+class Routes(Protocol):
+    """What is known of the cluster: which node serves a slot, and how many replicas that has."""
+
+    learned_at: float
+    refused: str
+
+    def primary(self, slot: int) -> Node | None: ...
+    def replicas(self, node: Node) -> int: ...
+    def redirected(self, to: str, asked: Node) -> Node: ...
+    def moved(self, slot: int, node: Node) -> None: ...
+    def suspect(self, node: Node) -> None: ...
+    def candidates(self) -> list[Node]: ...
+    def learn(self, values: Sequence[object], asked: Node) -> bool: ...
+
+
+@dataclass(slots=True)
+class Send:
+    """Commands to write to a node in one go, whose answers are read back in order.
+
+    Args:
+        blocks: how many seconds the server may hold the answers back on purpose.
+        deadline: the monotonic time to stop at, if sooner than the socket timeout, but never within `BRIEFLY`.
+    """
+
+    node: Node
+    commands: list[Command]
+    blocks: float
+    deadline: float
+
+
+class SendAll(NamedTuple):
+    """Several of them at once: all are written before the first answer is read."""
+
+    sends: list[Send]
+
+
+class Pause(NamedTuple):
+    """A sleep; the driver answers with the monotonic time after it."""
+
+    seconds: float
+
+
+Action: TypeAlias = Send | SendAll | Pause
+Actions: TypeAlias = Generator[Action, Any, T]
+
+
+class Refusal(Exception):
+    """An error answer of a server."""
+
+    @property
+    def code(self) -> str:
+        return str(self).partition(" ")[0]
+
+
+class Answer(NamedTuple):
+    """The answers to one `Send`, and the monotonic times around it."""
+
+    values: list[object]
+    sent: float
+    now: float
+
+
+class NoAnswer(Exception):
+    """A node could not be reached or did not answer in time.
+
+    Args:
+        reason: what happened.
+        now: the monotonic time it happened.
+        sent: when the request was written; None if it never was, so that the server cannot have run it.
+    """
+
+    def __init__(self, reason: str, now: float, sent: float | None = None) -> None:
+        super().__init__(reason, now, sent)
+        self.reason, self.now, self.sent = reason, now, sent
