@@ -188,8 +188,7 @@ class TestPredecessor:
     def test_a_new_cluster_begins_if_a_dead_node_cannot_be_started(self, folder):
         before = embedded.up(folder, primaries=1)
         kill(before, before.ports[1:])
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", before.ports[1]))
+        with socket.create_server(("127.0.0.1", before.ports[1])):  # although connections of the dead linger there
             after = embedded.up(folder, primaries=1)
         assert not lives(before.pids[0])
         assert after.password != before.password
