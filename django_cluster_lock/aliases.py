@@ -21,6 +21,7 @@ from django_cluster_lock.renewal import Renewer
 
 T = TypeVar("T")
 LONGEST_FIELD = 64  # bytes: a record with longer ones takes twice the memory
+TERMS_KEPT = 1000
 HOST = socket.gethostname().encode()[:LONGEST_FIELD]
 
 
@@ -30,6 +31,7 @@ class Alias:
     def __init__(self, settings: conf.AliasSettings) -> None:
         self.settings = settings
         self.renewer = Renewer(self.run)
+        self._terms: dict[tuple[float, str], Terms] = {}
         self._async: dict[asyncio.AbstractEventLoop, AsyncConnections] = {}
 
     @cached_property
@@ -51,8 +53,15 @@ class Alias:
 
     def terms(self, timeout: float) -> Terms:
         """What to ask a lease of that length for, on behalf of whoever runs here."""
-        settings = self.settings
-        return Terms(timeout, settings.clock_skew, settings.replicas, owner(), self.patience)
+        whose = threading.current_thread().name
+        terms = self._terms.get((timeout, whose))
+        if terms is None:
+            settings = self.settings
+            if len(self._terms) >= TERMS_KEPT:
+                self._terms = {}
+            terms = Terms(timeout, settings.clock_skew, settings.replicas, owner(whose), self.patience)
+            self._terms[timeout, whose] = terms
+        return terms
 
     def run(self, flow: Flow[T]) -> T:
         return drivers.run(carry(flow, self.topology), self.connections)
@@ -112,9 +121,9 @@ class Aliases(dict[str, Alias]):
             alias.leave()
 
 
-def owner() -> tuple[bytes, bytes, bytes, bytes]:
-    """Who asks: host, process, thread or asyncio task, Celery task."""
-    return HOST, b"%d" % os.getpid(), threading.current_thread().name.encode()[:LONGEST_FIELD], b""
+def owner(thread: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """Who asks: host, process, thread, Celery task."""
+    return HOST, b"%d" % os.getpid(), thread.encode()[:LONGEST_FIELD], b""
 
 
 def _on_setting_changed(*, setting: str, **_: Any) -> None:

@@ -107,5 +107,8 @@ class Renewer:
 
     def _lost(self, lease: Lease, reason: str) -> None:
         logger.error("lock.lost", extra={"lock": lease.name, "reason": reason})
-        lease.lose(reason)
+        try:
+            lease.lose(reason)
+        except Exception:  # of a callback: the other leases are to be renewed all the same
+            logger.exception("lock.callback_failed")
         lock_lost.send_robust(Lease, lease=lease, reason=reason)
