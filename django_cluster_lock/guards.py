@@ -11,6 +11,7 @@ from asgiref.sync import iscoroutinefunction
 from django.views import View
 
 from django_cluster_lock import names, transactions
+from django_cluster_lock.arguments import given_names
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.holding import MAX_HOLD, UNSET, ReleaseOn, Unset
 from django_cluster_lock.lock import Lock
@@ -109,7 +110,7 @@ class Guard(Lock):
         response: Respond | None,
         **options: Any,
     ) -> None:
-        given = (name,) if isinstance(name, str) else tuple(name)
+        given = given_names(name)
         self._templates = given if values is None else ()
         self._response = response
         self._options = options

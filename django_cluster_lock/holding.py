@@ -1,7 +1,6 @@
 """What a handle holds, and what it does as flows of the protocol: written once for both faces of the lock."""
 
 import logging
-import math
 import os
 import secrets
 import time
@@ -12,6 +11,7 @@ from weakref import ReferenceType, WeakValueDictionary, ref
 
 from django_cluster_lock import names, protocol, scripts, transactions
 from django_cluster_lock.aliases import Alias, aliases
+from django_cluster_lock.arguments import given_names, given_token, positive, wait_of
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
 from django_cluster_lock.lease import Lease, Place, letting_go
@@ -31,7 +31,8 @@ class Unset:
 
 UNSET = Unset()
 _held_anywhere: WeakValueDictionary[tuple[str, bytes], Lease] = WeakValueDictionary()
-current: ContextVar[tuple[ReferenceType["Holding"], ...]] = ContextVar("django_cluster_lock_current", default=())
+Held: TypeAlias = tuple[ReferenceType["Holding"], ReferenceType[Lease]]  # a handle, and the first lease it holds
+current: ContextVar[tuple[Held, ...]] = ContextVar("django_cluster_lock_current", default=())
 os.register_at_fork(after_in_child=lambda: current.set(()))  # the leases stay with the parent
 
 
@@ -52,9 +53,7 @@ class Holding:
         release_on: ReleaseOn = "commit",
         raise_on_release_error: bool = True,
     ) -> None:
-        self.names = (name,) if isinstance(name, str) else tuple(dict.fromkeys(name))
-        if not self.names:
-            raise ValueError("a lock needs a name; the list of names is empty")
+        self.names = given_names(name)
         if release_on not in ("commit", "exit"):
             raise ValueError(f"release_on must be 'commit' or 'exit', not {release_on!r}")
         self.alias = alias
@@ -142,7 +141,7 @@ class Holding:
         now = time.monotonic()
         grants: list[Grant] = []
         if len(missing) == 1:
-            own = new_token() if token is None else bytes_of(token)
+            own = new_token() if token is None else given_token(token)
             grant = yield from protocol.acquire(missing[0], own, terms, now=now, until=now + wait, blocking=wait > 0)
             grants.append(grant)
         elif missing:
@@ -229,7 +228,7 @@ class Holding:
 
     def _attaching(self, token: str | bytes) -> Flow[None]:
         locks, terms, now = self._keys(), self._alias.terms(self.timeout), time.monotonic()
-        tokens = bytes_of(token).split(SEPARATOR) if len(locks) > 1 else [bytes_of(token)]
+        tokens = given_token(token).split(SEPARATOR) if len(locks) > 1 else [given_token(token)]
         if len(tokens) != len(locks):
             raise ValueError(f"{self!r} holds {len(locks)} locks, but the token is for {len(tokens)}")
         grants = []
@@ -251,7 +250,7 @@ class Holding:
         """The locks in the order all callers share, so that none waits for the other in a circle."""
         prefix = self._alias.settings.key_prefix
         locks = [names.keys_of(prefix, names.check_name(name), self.tag) for name in self.names]
-        return sorted(locks, key=_order)
+        return sorted(locks, key=_order) if len(locks) > 1 else locks
 
     def _wait(self, blocking: bool | None, blocking_timeout: float | Unset | None) -> float:
         """How many seconds to wait, 0 for not at all."""
@@ -279,8 +278,8 @@ class Holding:
                 self._alias.renewer.add(lease)
         for forgotten in self._leases.get(place, ()):
             forgotten.closed = True
-        self._leases[place] = sorted(leases, key=lambda lease: _order(lease.grant.keys))
-        current.set((*self._others_current(), ref(self)))
+        self._leases[place] = sorted(leases, key=lambda lease: _order(lease.grant.keys)) if kept else leases
+        current.set((*self._others_current(), (ref(self), ref(self._leases[place][0]))))
 
     def _give_up(self) -> list[Lease]:
         """Takes the leases held here off the handle."""
@@ -291,8 +290,8 @@ class Holding:
         current.set(self._others_current())
         return leases
 
-    def _others_current(self) -> tuple[ReferenceType["Holding"], ...]:
-        return tuple(handle for handle in current.get() if handle() not in (self, None))
+    def _others_current(self) -> tuple[Held, ...]:
+        return tuple(held for held in current.get() if held[0]() not in (self, None))
 
     def _held(self) -> list[Lease]:
         leases = self._find()
@@ -301,16 +300,30 @@ class Holding:
         return leases
 
     def _find(self) -> list[Lease]:
-        """The leases held here. In an event loop also one that another task acquired, if it is the only one.
+        """The leases held here: acquired here, or by the code that started the task or thread this runs in.
 
-        (`asyncio.wait_for` runs what it waits for in a task of its own before Python 3.12.)
+        That is told by the context, which asyncio and asgiref hand on. Any other task's leases are its own, unless
+        it has ended: `asyncio.wait_for` runs what it waits for in a task of its own before Python 3.12.
         """
         place = Place.here()
-        leases = self._leases.get(place)
+        leases = self._leases.get(place) or self._inherited()
         if leases is None and place.task:
-            others = [held for other, held in self._leases.items() if other.task and other.thread == place.thread]
+            others = [
+                held
+                for other, held in list(self._leases.items())
+                if other.task and other.task.done() and other.thread == place.thread
+            ]
             leases = others[0] if len(others) == 1 else None
         return leases if leases and leases[0].pid == os.getpid() else []
+
+    def _inherited(self) -> list[Lease] | None:
+        first = next((lease() for handle, lease in current.get() if handle() is self), None)
+        return next((held for held in list(self._leases.values()) if held[0] is first), None)
+
+
+def innermost() -> Holding | None:
+    """The handle that was last acquired of those held here."""
+    return next((handle for held, _ in reversed(current.get()) if (handle := held()) and handle._find()), None)  # noqa: SLF001
 
 
 SEPARATOR = b"."
@@ -325,25 +338,5 @@ def _order(keys: Keys) -> tuple[int, str]:
     return keys.slot, keys.name
 
 
-def bytes_of(token: str | bytes) -> bytes:
-    return token.encode() if isinstance(token, str) else token
-
-
 def _joined(leases: Iterable[Lease]) -> str:
-    return SEPARATOR.join(lease.grant.token for lease in leases).decode()
-
-
-def positive(argument: str, seconds: object) -> float:
-    """The seconds, or an error that names the argument."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-        raise ValueError(f"{argument} must be a positive number of seconds, not {seconds!r}")
-    return float(seconds)
-
-
-def wait_of(blocking_timeout: object) -> float:
-    """How many seconds to wait; None means as long as it takes."""
-    if blocking_timeout is None:
-        return math.inf
-    if isinstance(blocking_timeout, bool) or not isinstance(blocking_timeout, int | float) or blocking_timeout < 0:
-        raise ValueError(f"blocking_timeout must be None or a number of seconds from 0 on, not {blocking_timeout!r}")
-    return float(blocking_timeout)
+    return SEPARATOR.join(lease.grant.token for lease in leases).decode(errors="surrogateescape")

@@ -3,7 +3,8 @@
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from django_cluster_lock.holding import UNSET, Holding, Unset, current, positive
+from django_cluster_lock.arguments import positive
+from django_cluster_lock.holding import UNSET, Holding, Unset, innermost
 from django_cluster_lock.protocol import Flow
 
 T = TypeVar("T")
@@ -11,8 +12,7 @@ T = TypeVar("T")
 
 def current_lock() -> "Lock | None":
     """The innermost lock held here, for code that runs under a decorator; None if there is none."""
-    held = [handle for reference in current.get() if (handle := reference())]
-    return cast(Lock, held[-1]) if held else None
+    return cast("Lock | None", innermost())
 
 
 class Lock(Holding):

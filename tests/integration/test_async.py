@@ -43,6 +43,48 @@ async def test_acquired_under_wait_for():
         await lock.arelease()
 
 
+async def test_no_task_ends_the_lease_of_another():
+    """As one would that did not get the lock, but releases it in a ``finally``."""
+    lock, held, done = cache_lock("a"), asyncio.Event(), asyncio.Event()
+
+    async def hold():
+        async with lock:
+            held.set()
+            await done.wait()
+            lock.raise_if_lost()
+
+    holder = asyncio.ensure_future(hold())
+    await held.wait()
+    assert not await lock.aacquire(blocking=False)
+    assert not await lock.aowned()
+    with pytest.raises(LockNotHeld):
+        await lock.arelease()
+    done.set()
+    await holder
+
+
+async def test_what_the_holder_starts_has_the_lock_too_but_not_after_its_end():
+    ended = asyncio.Event()
+
+    def ask():
+        return current_lock().fence
+
+    async def outlive():
+        assert current_lock().fence == fence
+        await ended.wait()
+        assert current_lock() is None
+
+    async with cache_lock("a") as lock:
+        fence = lock.fence
+        assert await sync_to_async(ask)() == fence
+        assert await asyncio.to_thread(ask) == fence
+        task = asyncio.ensure_future(outlive())
+        await asyncio.sleep(0)
+    async with lock:  # by another lease
+        ended.set()
+        await task
+
+
 async def test_a_cancelled_holder_releases(record):
     async def work():
         async with cache_lock("a"):

@@ -38,6 +38,14 @@ def test_waiting_for_itself_is_refused():
         cache_lock("a").acquire()
 
 
+def test_a_token_of_any_bytes_can_be_handed_on():
+    lock, other = cache_lock("a"), cache_lock("a")
+    assert lock.acquire(token=b"\xff\x00")
+    other.attach(lock.detach())
+    assert other.owned()
+    other.release()
+
+
 def test_released_once():
     lock = cache_lock("a")
     assert lock.acquire()
