@@ -269,16 +269,15 @@ class Holding:
     def _hold(
         self, place: Place, grants: Iterable[Grant], terms: Terms, kept: Mapping[Keys, Kept] | None = None
     ) -> None:
-        leases = [keeper.lend(keys) for keys, keeper in kept.items()] if kept else []
-        for grant in grants:
-            lease = Lease(grant, terms, max_hold=self.max_hold, place=place)
-            leases.append(lease)
-            _held_anywhere[self.alias, grant.keys.record] = lease
-            if self.renew:
-                self._alias.renewer.add(lease)
+        kept_ones = [keeper.lend(keys) for keys, keeper in kept.items()] if kept else []
+        own = [Lease(grant, terms, max_hold=self.max_hold, place=place) for grant in grants]
         for forgotten in self._leases.get(place, ()):
             forgotten.closed = True
-        self._leases[place] = sorted(leases, key=lambda lease: _order(lease.grant.keys)) if kept else leases
+        self._leases[place] = sorted(kept_ones + own, key=lambda lease: _order(lease.grant.keys)) if kept_ones else own
+        for lease in own:
+            _held_anywhere[self.alias, lease.grant.keys.record] = lease
+            if self.renew:
+                self._alias.renewer.add(lease)
         current.set((*self._others_current(), (ref(self), ref(self._leases[place][0]))))
 
     def _give_up(self) -> list[Lease]:

@@ -4,6 +4,7 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from django_cluster_lock.arguments import positive
+from django_cluster_lock.errors import LockError
 from django_cluster_lock.holding import UNSET, Holding, Unset, innermost
 from django_cluster_lock.protocol import Flow
 
@@ -106,11 +107,24 @@ class Lock(Holding):
         self._run(self._attaching(token))
 
     def __enter__(self) -> Self:
-        self._run(self._acquiring())
+        try:
+            self._run(self._acquiring())
+        except BaseException as interruption:
+            self._leave_after(interruption)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._run(self._leaving(error))
+        try:
+            self._run(self._leaving(error))
+        except BaseException as interruption:
+            self._leave_after(interruption)
+            raise
+
+    def _leave_after(self, interruption: BaseException) -> None:
+        """Frees what is still held after a signal's exception at just any line: the handle may live on."""
+        if not isinstance(interruption, LockError) and self._find():
+            self._run(self._leaving(interruption))
 
     # The asyncio face
 

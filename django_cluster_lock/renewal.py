@@ -45,11 +45,19 @@ class Renewer:
         stretch = int(min(at, lease.hold_until, lease.valid_until) / RESOLUTION)
         with self._changed:
             self._due.setdefault(stretch, WeakSet()).add(lease)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="cluster-lock-renewer", daemon=True)
-                self._thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                self._start(lease)
             elif stretch < self._wakes:
                 self._changed.notify()
+
+    def _start(self, lease: Lease) -> None:
+        thread = threading.Thread(target=self._work, name="cluster-lock-renewer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # too many threads, or the interpreter is ending: the lease lasts as it is
+            logger.error("lock.renewal_failed", extra={"lock": lease.name, "reason": str(error)})  # noqa: TRY400
+        else:
+            self._thread = thread
 
     def _work(self) -> None:
         while True:

@@ -188,3 +188,38 @@ def test_several_are_renewed_and_lost_together(cluster, prefix, losses):
         lock.release()
     for name in "xz":
         assert Record(cluster, prefix, name).holder() is None
+
+
+def test_where_no_thread_can_be_started_the_lease_lasts_as_it_is_and_the_next_one_tries_again(monkeypatch):
+    """As at the end of the interpreter, or with too many threads."""
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    first, second = cache_lock("a"), cache_lock("b")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert first.acquire()
+    assert second.acquire()
+    ends = first._held()[0].valid_until
+    until(lambda: time.monotonic() > ends)
+    assert not first.lost
+    first.release()
+    second.release()
+
+
+@pytest.mark.parametrize("line", ["_others_current", "_give_up"])
+def test_a_signal_at_just_any_line_leaves_no_handle_that_holds_for_ever(monkeypatch, record, line):
+    """As Celery's soft time limit raises an exception, and the process goes on."""
+    lock = cache_lock("a")
+
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(lock), line, interrupted)
+    with pytest.raises(KeyboardInterrupt), lock:
+        pass
+    assert record.holder() is None
+    with lock:
+        pass
