@@ -110,6 +110,8 @@ def _register(connection: BaseDatabaseWrapper, kept: Kept) -> None:
     blocks = cast("list[object]", connection.atomic_blocks)
     if not _from_testcase(blocks[0]):
         connection.on_commit(kept)
+        # The first to be called and dropped: if another's raises, the rest lives as long as the exception does.
+        connection.run_on_commit.insert(0, connection.run_on_commit.pop())
         return
     # Here no commit will come: the end of the outermost block of the code under test stands for it.
     outermost = next(place for place, block in enumerate(blocks) if not _from_testcase(block))

@@ -62,6 +62,7 @@ class Answering:
         self.request = request
         self.respond = respond
         self.response: Any = None
+        self.finished = False  # and what it wrote is committed, but for the release of the lock
 
     def __enter__(self) -> Self:
         return self
@@ -71,8 +72,10 @@ class Answering:
         if not found:
             return False
         assert isinstance(error, LockError)
-        if found is UNAVAILABLE and self.response is not None:
-            return True  # the view had finished, and repeating it for a failed release would do its work twice
+        if self.response is not None and found is not LOST:
+            # To repeat the request would do its work twice. A failed release is logged; what a hook of the commit
+            # raises is none of ours to answer.
+            return self.finished
         transactions.roll_back_request()
         if self.respond:
             self.response = self.respond(self.request, error)

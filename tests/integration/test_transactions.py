@@ -14,7 +14,16 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from rest_framework.views import APIView
 
-from django_cluster_lock import LockBusy, LockError, LockLost, cache_lock, current_lock, transactions
+from django_cluster_lock import (
+    LockBusy,
+    LockError,
+    LockLost,
+    LockTimeout,
+    LockUnavailable,
+    cache_lock,
+    current_lock,
+    transactions,
+)
 from django_cluster_lock.aliases import Alias
 from django_cluster_lock.signals import lock_lost
 
@@ -299,6 +308,22 @@ def test_a_lease_lost_during_the_view_rolls_it_back(databases, mount):
     mount(cache_lock("stock")(view))
     assert request().status_code == 409
     assert units() == 10
+
+
+@pytest.mark.parametrize("error", [LockTimeout("deeper"), LockUnavailable("deeper")], ids=str)
+def test_what_a_hook_of_the_commit_raises_is_not_answered_as_if_nothing_were_done(databases, mount, error):
+    def view(request):
+        write(3)
+        transaction.on_commit(fail)
+        return HttpResponse()
+
+    def fail():
+        raise error
+
+    mount(cache_lock("stock")(view))
+    assert request().status_code == 500
+    assert units() == 3
+    assert is_free()
 
 
 @cache_lock("stock")
@@ -654,9 +679,14 @@ def test_callbacks_that_fail_do_not_keep_it(databases):
     def fail():
         raise ZeroDivisionError
 
-    with suppress(ZeroDivisionError), transaction.atomic():
+    @transaction.atomic
+    def work():
         transaction.on_commit(fail)
         use()
+
+    with pytest.raises(ZeroDivisionError) as collected:
+        work()
+    assert collected.tb  # and with it all that is in its frames
     assert is_free()
 
 
