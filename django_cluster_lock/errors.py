@@ -73,7 +73,7 @@ class LockUnavailable(LockError):
     """
 
     problem = "cannot be reached"
-    hint = "Check the shard with 'manage.py locks doctor'; locks of other shards are not affected."
+    hint = "Look at the servers of its shard; locks of other shards are not affected."
     unanswered = False
 
 
