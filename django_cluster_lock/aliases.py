@@ -89,7 +89,8 @@ class Alias:
         loop = asyncio.get_running_loop()
         connections = self._async.get(loop)
         if connections is None:
-            self._async = {loop: pool for loop, pool in self._async.items() if not loop.is_closed()}
+            # A copy, since loops of other threads may be added meanwhile.
+            self._async = {loop: pool for loop, pool in dict(self._async).items() if not loop.is_closed()}
             connections = self._async[loop] = await AsyncConnections.open(self.options)
         return connections
 

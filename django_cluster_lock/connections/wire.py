@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 import hiredis
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
 
 from django_cluster_lock.actions import BRIEFLY, Answer, Command, NoAnswer, Refusal, Send
 
@@ -18,7 +18,7 @@ class Inbox:
     """Takes in bytes, gives out answers; error answers are `Refusal` objects among them."""
 
     def __init__(self) -> None:
-        self._reader = hiredis.Reader(replyError=Refusal, notEnoughData=_NOTHING)
+        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=Refusal, notEnoughData=_NOTHING)
 
     def feed(self, data: bytes) -> None:
         if not data:
