@@ -18,8 +18,16 @@ TWINS = {f"a{name}": name for name in BLOCKING if not name.startswith("_")} | {
 
 
 def code(function):
-    """The statements of a function, without its docstring."""
-    return [node for node in function.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+    """The statements of a function, without its docstring, and without what is for signals: no task gets any."""
+    statements = []
+    for node in function.body:
+        if isinstance(node, ast.Try):
+            (handler,) = node.handlers
+            assert [ast.unparse(part) for part in handler.body] == ["self._leave_after(interruption)", "raise"]
+            statements += node.body
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            statements.append(node)
+    return statements
 
 
 class Blocking(ast.NodeTransformer):
