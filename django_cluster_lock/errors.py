@@ -8,6 +8,8 @@ others are no ``ValueError``, as redis-py's lock errors are: a form would take o
 from redis.exceptions import LockError as RedisLockError
 from redis.exceptions import LockNotOwnedError as RedisLockNotOwnedError
 
+from django_cluster_lock.snapshots import Owner
+
 
 class LockError(Exception):
     """Something about a lock failed.
@@ -39,10 +41,14 @@ class LockError(Exception):
 
 
 class LockBusy(LockError, RedisLockError):
-    """Somebody else holds the lock, and the caller did not want to wait."""
+    """Somebody else holds the lock, and the caller did not want to wait.
+
+    ``owner`` is the holder in parts, for who catches it where it was raised; Celery's JSON backend leaves it behind.
+    """
 
     problem = "is busy"
     hint = "Try again later, or wait for it with blocking_timeout."
+    owner = Owner()
 
 
 class LockTimeout(LockBusy):
@@ -92,7 +98,16 @@ class StaleFence(LockError):
 
 
 class DuplicateFlight(LockError):
-    """A flight of this task and key is already under way."""
+    """A flight of this task and key is already under way.
+
+    Args:
+        flight_id: the id of its Celery task; empty if it runs without one.
+    """
 
     problem = "is in flight already"
     hint = "Wait for that flight, or choose another on_duplicate."
+
+    def __init__(self, name: str, detail: str = "", holder: str = "", flight_id: str = "") -> None:
+        super().__init__(name, detail, holder)
+        self.args = (name, detail, holder, flight_id)
+        self.flight_id = flight_id

@@ -146,9 +146,9 @@ def acquire(
             if late and not blocking:
                 raise LockUnavailable(keys.name, "its shard answered after the lease had ended")
             if not blocking or reply.status == b"over":
-                raise LockBusy(keys.name, holder=holder_of(reply))
+                raise busy(keys, reply)
             if reply.now >= until:
-                raise LockTimeout(keys.name, holder=holder_of(reply))
+                raise busy(keys, reply, LockTimeout)
             if keep:
                 keep[:] = yield from keep_all(keep, terms)
             block = None if late else Block(keys.wake + token, nap(reply, until, terms))
@@ -262,7 +262,7 @@ def acquire_all(
             else:
                 continue
             if not blocking:
-                raise LockBusy(keys.name, holder=holder_of(reply))
+                raise busy(keys, reply)
             got = {grant.keys for grant in held}
             yield Batch([give_up(k, t, mark=mark) for (k, t), mark in tried.items() if k not in got])
             tried = {}
@@ -349,10 +349,12 @@ def transfer(grant: Grant, successor: bytes, terms: Terms, *, deadline: float) -
     return granted(grant.keys, successor, terms, reply)
 
 
-def holder_of(reply: Reply) -> str:
-    """Who holds the lock, as the answer 'busy' or 'queued' tells it."""
-    fields = [value.decode(errors="replace") if isinstance(value, bytes) else "" for value in reply.details[2:6]]
-    return str(Owner(*fields))
+def busy(keys: Keys, reply: Reply, kind: type[LockBusy] = LockBusy) -> LockBusy:
+    """The error for the answer 'busy' or 'queued', with the holder that it tells."""
+    owner = Owner(*(value.decode(errors="replace") if isinstance(value, bytes) else "" for value in reply.details[2:6]))
+    error = kind(keys.name, holder=str(owner))
+    error.owner = owner
+    return error
 
 
 def ask(call: Call) -> Flow[Reply]:
