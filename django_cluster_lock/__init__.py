@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from django_cluster_lock.errors import LockTimeout as LockTimeout
     from django_cluster_lock.errors import LockUnavailable as LockUnavailable
     from django_cluster_lock.errors import StaleFence as StaleFence
+    from django_cluster_lock.flights.decorator import single_flight as single_flight
     from django_cluster_lock.guards import cache_lock as cache_lock
     from django_cluster_lock.inspection import locks as locks
     from django_cluster_lock.lock import Lock as Lock
@@ -26,6 +27,7 @@ _HOMES = {
     "cache_lock": "guards",
     "current_lock": "lock",
     "locks": "inspection",
+    "single_flight": "flights.decorator",
     **dict.fromkeys(
         (
             "DuplicateFlight",

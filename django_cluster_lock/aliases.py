@@ -56,12 +56,16 @@ class Alias:
         whose = threading.current_thread().name
         terms = self._terms.get((timeout, whose))
         if terms is None:
-            settings = self.settings
             if len(self._terms) >= TERMS_KEPT:
                 self._terms = {}
-            terms = Terms(timeout, settings.clock_skew, settings.replicas, owner(whose), self.patience)
-            self._terms[timeout, whose] = terms
+            terms = self._terms[timeout, whose] = self.terms_of_task(timeout, "", whose)
         return terms
+
+    def terms_of_task(self, timeout: float, task: str, thread: str | None = None) -> Terms:
+        """The same on behalf of a Celery task, in the thread or state named."""
+        settings = self.settings
+        whose = owner(threading.current_thread().name if thread is None else thread, task)
+        return Terms(timeout, settings.clock_skew, settings.replicas, whose, self.patience)
 
     def run(self, flow: Flow[T]) -> T:
         return drivers.run(carry(flow, self.topology), self.connections)
@@ -122,9 +126,9 @@ class Aliases(dict[str, Alias]):
             alias.leave()
 
 
-def owner(thread: str) -> tuple[bytes, bytes, bytes, bytes]:
-    """Who asks: host, process, thread, Celery task."""
-    return HOST, b"%d" % os.getpid(), thread.encode()[:LONGEST_FIELD], b""
+def owner(thread: str, task: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """Who asks: host, process, thread, Celery task, whose id is kept whole since duplicates go by it."""
+    return HOST, b"%d" % os.getpid(), thread.encode()[:LONGEST_FIELD], task.encode()
 
 
 def _on_setting_changed(*, setting: str, **_: Any) -> None:

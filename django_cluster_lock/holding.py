@@ -137,7 +137,7 @@ class Holding:
         if wait:
             for keys in missing:
                 self._refuse_waiting_for_itself(keys, place)
-        terms = self._alias.terms(self.timeout)
+        terms = self._terms()
         now = time.monotonic()
         grants: list[Grant] = []
         if len(missing) == 1:
@@ -227,7 +227,7 @@ class Holding:
         return _joined(leases)
 
     def _attaching(self, token: str | bytes) -> Flow[None]:
-        locks, terms, now = self._keys(), self._alias.terms(self.timeout), time.monotonic()
+        locks, terms, now = self._keys(), self._terms(), time.monotonic()
         tokens = given_token(token).split(SEPARATOR) if len(locks) > 1 else [given_token(token)]
         if len(tokens) != len(locks):
             raise ValueError(f"{self!r} holds {len(locks)} locks, but the token is for {len(tokens)}")
@@ -241,6 +241,9 @@ class Holding:
         self._hold(Place.here(), grants, terms)
 
     # State
+
+    def _terms(self) -> Terms:
+        return self._alias.terms(self.timeout)
 
     @property
     def _alias(self) -> Alias:

@@ -4,3 +4,8 @@ from django.dispatch import Signal
 
 lock_lost = Signal()
 """A lease ended before it was released. ``sender`` is the Lease class; ``lease`` and ``reason`` are given."""
+
+flight_duplicate = Signal()
+"""A call, or the start of a run, found its key in flight. ``sender`` is the task; given are the lock's ``name``,
+``flight_id`` (empty if that runs inline), ``holder`` (`snapshots.Owner`, empty if not known) and ``on_duplicate``.
+"""

@@ -1,0 +1,1 @@
+"""Single flight for Celery tasks: all that imports celery."""

@@ -1,0 +1,129 @@
+"""Making single-flight tasks of the task classes whose ``run`` is marked, however they are made.
+
+`Task.__init_subclass__` sees every class of tasks, of whichever app, base and decorator. A decorator that stands above
+the one that makes the task comes later: it finds the classes made so far and marks the function for those to come.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from typing import Any
+
+from celery import Task
+from celery._state import _get_active_apps  # type: ignore[attr-defined]
+from celery.local import PromiseProxy, Proxy
+from celery.utils.imports import symbol_by_name
+
+from django_cluster_lock.flights import started
+from django_cluster_lock.flights.policy import POLICY, Policy
+from django_cluster_lock.flights.publish import publish
+from django_cluster_lock.flights.run import run
+
+MARK = "__single_flight__"  # on functions
+
+
+def mark(target: Any, policy: Policy) -> None:
+    """Marks the function under a task or decorator, and adopts what tasks of it there are.
+
+    Raises:
+        TypeError: it is no function, or has no parameter that the key needs.
+    """
+    function = _function(target)
+    if not inspect.isroutine(function):
+        raise TypeError(f"single_flight decorates a task's function, or a task, not {target!r}")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"single_flight: {function.__qualname__} would run after the task's call has returned")
+    policy.check(function)
+    setattr(function, MARK, policy)
+    if target is not function:
+        for app in _get_active_apps():
+            for task in list(app._tasks.values()):  # noqa: SLF001 - `tasks` would finalize the app
+                if _function(task) is function:
+                    adopt(type(task), policy)
+
+
+def adopt(cls: Any, policy: Policy | None = None) -> None:
+    """Makes a class of tasks one of single flight, if its ``run`` is marked or a policy is given."""
+    own = cls.__dict__.get("run")
+    policy = policy or getattr(getattr(own, "__func__", own), MARK, None)
+    if hasattr(cls, POLICY):  # its base is one already
+        if own is not None:
+            setattr(cls, POLICY, policy)
+    elif policy is not None:
+        setattr(cls, POLICY, policy)
+        started.defer(cls)
+        cls.Request = _requests_over(cls.Request)
+        cls.apply_async = _publishing(cls, cls.__dict__.get("apply_async"))
+        cls.__call__ = _running(cls, cls.__dict__.get("__call__"))
+
+
+def _publishing(cls: type, own: Callable[..., Any] | None) -> Callable[..., Any]:
+    @wraps(own or Task.apply_async)
+    def apply_async(  # noqa: PLR0917 - as in Celery
+        self: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> Any:
+        send = partial(own, self) if own else super(cls, self).apply_async  # type: ignore[arg-type]
+        given = {"args": args, "kwargs": kwargs, "task_id": task_id, "producer": producer}
+        given |= {"link": link, "link_error": link_error, "shadow": shadow}
+        options |= {option: value for option, value in given.items() if value is not None}
+        policy = getattr(self, POLICY)
+        return publish(self, policy, send, options) if policy else send(**options)
+
+    return apply_async
+
+
+def _running(cls: type, own: Callable[..., Any] | None) -> Callable[..., Any]:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        call = partial(own, self) if own else super(cls, self).__call__  # type: ignore[arg-type]
+        policy = getattr(self, POLICY)
+        return run(self, policy, call, args, kwargs) if policy else call(*args, **kwargs)
+
+    return __call__
+
+
+def _requests_over(base: Any) -> Any:
+    """The class of the worker's requests, made where it is asked for: only workers need Celery's."""
+
+    @cache
+    def made() -> Any:
+        from django_cluster_lock.flights.request import over
+
+        return over(symbol_by_name(base))
+
+    return property(lambda _: made())
+
+
+def _function(target: Any) -> Any:
+    """What a task was made of; anything else is itself."""
+    if type(target) is PromiseProxy and not target.__evaluated__():
+        return object.__getattribute__(target, "_Proxy__args")[0]
+    if type(target) is Proxy:  # `shared_task` gives one, which asks the current app each time
+        return inspect.getclosurevars(object.__getattribute__(target, "_Proxy__local")).nonlocals["fun"]
+    if isinstance(target, Task):
+        own = type(target).__dict__.get("run")
+        return getattr(target, "_decorated_fun", None) or getattr(own, "__func__", own)
+    return target
+
+
+def _watch() -> None:
+    before = Task.__dict__.get("__init_subclass__")
+
+    def __init_subclass__(cls: Any, /, **options: Any) -> None:  # noqa: N807
+        if before:
+            before.__get__(None, cls)(**options)
+        else:
+            super(Task, cls).__init_subclass__(**options)
+        adopt(cls)
+
+    Task.__init_subclass__ = classmethod(__init_subclass__)  # type: ignore[assignment]
+
+
+_watch()

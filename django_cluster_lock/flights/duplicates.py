@@ -1,0 +1,22 @@
+"""What becomes of a duplicate is told: a skipped call must not look like one that ran."""
+
+import logging
+from typing import Any
+
+from celery import Task
+
+from django_cluster_lock.flights.policy import Policy
+from django_cluster_lock.signals import flight_duplicate
+from django_cluster_lock.snapshots import Owner
+
+logger = logging.getLogger("django_cluster_lock")
+
+
+def tell(task: "Task[..., Any]", policy: Policy, name: str, flight_id: str, holder: Owner | None = None) -> None:
+    """Logs a duplicate and sends the signal."""
+    owner = holder or Owner()
+    logger.info(
+        "flight.duplicate",
+        extra={"lock": name, "flight": flight_id, "holder": str(owner), "on_duplicate": policy.on_duplicate},
+    )
+    flight_duplicate.send_robust(task, name=name, flight_id=flight_id, holder=owner, on_duplicate=policy.on_duplicate)

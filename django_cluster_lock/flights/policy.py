@@ -1,0 +1,73 @@
+"""What a user asks of `single_flight`, checked once, at the decorator."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from django_cluster_lock import names
+from django_cluster_lock.arguments import positive
+from django_cluster_lock.conf import DEFAULT_ALIAS
+from django_cluster_lock.holding import UNSET, Unset
+
+OnDuplicate: TypeAlias = Literal["join", "skip", "raise"]
+OnLost: TypeAlias = Literal["abort", "tell"]
+OnUnavailable: TypeAlias = Literal["raise", "run"]
+Key: TypeAlias = str | Sequence[str] | Callable[..., object] | None
+
+POLICY = "flight_policy"  # the attribute of a task's class that has it
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The arguments of `single_flight`; times in seconds."""
+
+    key: Key = None
+    on_duplicate: OnDuplicate = "join"
+    alias: str = DEFAULT_ALIAS
+    timeout: float | Unset = UNSET
+    queue_timeout: float = 3600.0
+    max_hold: float | None = None
+    on_lost: OnLost = "abort"
+    on_unavailable: OnUnavailable = "raise"
+
+    def __post_init__(self) -> None:
+        _choice("on_duplicate", self.on_duplicate, OnDuplicate)
+        _choice("on_lost", self.on_lost, OnLost)
+        _choice("on_unavailable", self.on_unavailable, OnUnavailable)
+        positive("queue_timeout", self.queue_timeout)
+        if not isinstance(self.timeout, Unset):
+            positive("timeout", self.timeout)
+        if self.max_hold is not None:
+            positive("max_hold", self.max_hold)
+
+    @property
+    def template(self) -> str | None:
+        """The template of the key; None where it has none: every argument counts, or a callable makes it."""
+        if self.key is None or callable(self.key):
+            return None
+        return self.key if isinstance(self.key, str) else template_of(self.key)
+
+    def check(self, function: Callable[..., Any]) -> None:
+        """Raises a TypeError where the key needs an argument that the function does not have."""
+        if self.template is None:
+            return
+        signature = inspect.signature(function)
+        missing = set(names.fields_of(self.template)) - signature.parameters.keys()
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+        if missing and not takes_any:
+            raise TypeError(
+                f"single_flight: {function.__qualname__} has no parameter {', '.join(map(repr, sorted(missing)))} "
+                f"for the key {self.key!r}; it has {signature}"
+            )
+
+
+def template_of(arguments: Sequence[str]) -> str:
+    """The template in which these arguments stand side by side."""
+    return ",".join(f"{argument}={{{argument}}}" for argument in arguments)
+
+
+def _choice(argument: str, value: object, kind: Any) -> None:
+    choices = get_args(kind)
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, not {value!r}")
