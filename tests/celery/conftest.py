@@ -1,0 +1,109 @@
+"""A broker, real workers, and what the tests look at."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.celery import workload
+from tests.records import Record, until
+from tests.servers import KINDS, PREFIX_STEM
+
+ROOT = Path(__file__).parents[2]
+
+
+class Worker:
+    """A worker in a process of its own."""
+
+    def __init__(self, setup, pool, name, concurrency=3):
+        self.log = Path(f"{setup['log']}.{name}.worker")
+        command = [sys.executable, "-m", "celery", "-A", "tests.celery.workload", "worker"]
+        options = [f"--pool={pool}", f"--concurrency={concurrency}", f"--queues={name}", f"--hostname={name}@%h"]
+        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=info"]
+        environment = os.environ | {
+            "FLIGHT_TESTS": json.dumps(setup),
+            "DJANGO_SETTINGS_MODULE": "tests.celery.settings",
+            "PYTHONHASHSEED": "4711",
+        }
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *options, *quiet], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        until(lambda: self.process.poll() is not None or "ready." in self.log.read_text(), within=40)
+        assert self.process.poll() is None, self.log.read_text()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="session")
+def setup(start_server, tmp_path_factory):
+    """Where broker, locks and log are, for this process of the tests and its workers."""
+    cluster, broker = start_server(KINDS["valkey-cluster"]), start_server(KINDS["valkey-standalone"])
+    name = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    values = {
+        "broker": f"{broker.urls[0]}/0",
+        "log": str(tmp_path_factory.mktemp("flights") / "log"),
+        "database": str(tmp_path_factory.mktemp("database") / "db.sqlite3"),
+        "locks": {
+            "LOCATION": cluster.urls,
+            "KEY_PREFIX": f"{PREFIX_STEM}-flights-{name}",
+            "TIMEOUT": 2,
+            "CLOCK_SKEW": 0.1,
+            "BLOCKING_TIMEOUT": 10,
+        },
+    }
+    Path(values["log"]).touch()
+    workload.configure(values)
+    return values
+
+
+@pytest.fixture(scope="session")
+def prefork(setup):
+    """The worker that most tests share."""
+    worker = Worker(setup, "prefork", "celery")
+    yield worker
+    worker.stop()
+
+
+class Flights:
+    """One test's key and all that happened to it."""
+
+    def __init__(self, setup, cluster):
+        self.key = uuid.uuid4().hex[:12]
+        self.setup, self.cluster = setup, cluster
+
+    def events(self, what="start", key=None):
+        lines = map(json.loads, Path(self.setup["log"]).read_text().splitlines())
+        return [event for event in lines if event["what"] == what and event["key"] == (key or self.key)]
+
+    def until(self, what="start", count=1, key=None):
+        """Waits for so many events, and gives the last one."""
+        return until(lambda: (found := self.events(what, key)) and len(found) >= count and found)[-1]
+
+    def open(self, key=None):
+        workload.gate(key or self.key).touch()
+
+    def record(self, task, key=None):
+        return Record(self.cluster, self.setup["locks"]["KEY_PREFIX"], f"flight:{task.name}:{key or self.key}")
+
+    def free(self, task, key=None):
+        return self.record(task, key).holder() is None
+
+    def until_free(self, task, key=None, within=15):
+        until(lambda: self.free(task, key), within)
+
+
+@pytest.fixture
+def flights(settings, setup, cluster):
+    settings.CLUSTER_LOCKS = {"default": setup["locks"]}
+    return Flights(setup, cluster)

@@ -1,0 +1,209 @@
+"""The tasks that the tests run. What they do stands in a log on disk, a JSON object a line."""
+
+import json
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import django
+from celery import Celery, Task, shared_task
+from celery.exceptions import Ignore, Reject
+from celery.signals import task_prerun
+
+from django_cluster_lock import current_lock, single_flight
+
+app = Celery("flight-tests")
+setup = {}
+
+
+def configure(values):
+    """Takes over where broker, locks and log are; in a worker they come from the environment."""
+    setup.update(values)
+    prefix = {"global_keyprefix": f"{values['locks']['KEY_PREFIX']}:celery:"}
+    app.conf.update(
+        broker_url=values["broker"],
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=prefix,
+        result_backend=values["broker"],
+        result_backend_transport_options=prefix,
+        worker_hijack_root_logger=False,
+        worker_prefetch_multiplier=4,
+    )
+
+
+def note(what, key, **details):
+    line = json.dumps({"what": what, "key": key, "pid": os.getpid(), **details})
+    with Path(setup["log"]).open("a") as log:
+        log.write(line + "\n")
+
+
+def gate(key):
+    """The file for which a task of that key waits; a test creates it."""
+    return Path(f"{setup['log']}.{key}")
+
+
+def work(task, key, how="succeed", gated=False, **details):
+    """What every task does: it waits for its gate if it has one, and ends as it is told."""
+    request = task.request
+    note("start", key, id=request.id, retries=request.retries, thread=threading.current_thread().name, **details)
+    try:
+        while gated and not gate(key).exists():
+            time.sleep(0.005)
+        return ENDS[how](task, key)
+    finally:
+        note("end", key, id=request.id)
+
+
+def succeed(task, key):
+    return f"{key} {uuid.uuid4().hex}"
+
+
+def fail(task, key):
+    raise LookupError(key, uuid.uuid4().hex)
+
+
+def ignore(task, key):
+    raise Ignore
+
+
+def reject(task, key):
+    raise Reject(key, requeue=False)
+
+
+def requeue(task, key):
+    if task.request.delivery_info["redelivered"]:
+        return key
+    raise Reject(key, requeue=True)
+
+
+def again(task, key, **options):
+    if task.request.retries:
+        return succeed(task, key)
+    raise task.retry(**options)
+
+
+def retry(task, key):
+    return again(task, key, countdown=0)
+
+
+def retry_later(task, key):
+    return again(task, key, countdown=0.3)
+
+
+def retry_with_another_key(task, key):
+    return again(task, key, countdown=0, args=(f"{key}-other",), kwargs={"how": "succeed"})
+
+
+def lose(task, key):
+    """Waits until the lease is lost, then goes on without looking."""
+    while not current_lock().lost:
+        time.sleep(0.005)
+    note("lost", key)
+    return key
+
+
+def lose_and_query(task, key):
+    from django.db import connection
+
+    lose(task, key)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    note("queried", key)
+
+
+def fence(task, key):
+    current_lock().raise_if_lost()
+    return current_lock().fence
+
+
+ENDS = {
+    end.__name__: end
+    for end in (
+        succeed, fail, ignore, reject, requeue, retry, retry_later, retry_with_another_key, lose, lose_and_query, fence
+    )
+}  # fmt: skip
+
+
+@app.task(bind=True, name="join")
+@single_flight(key="{key}")
+def join(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@single_flight(key=["key"], on_duplicate="skip")
+@app.task(bind=True, name="skip")
+def skip(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@shared_task(bind=True, name="raise")
+@single_flight(key=lambda key, *_, **__: key, on_duplicate="raise")
+def raising(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@app.task(bind=True, name="late", acks_late=True)
+@single_flight(key="{key}")
+def late(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@app.task(bind=True, name="tell")
+@single_flight(key="{key}", on_lost="tell")
+def tell(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@app.task(bind=True, name="brief")
+@single_flight(key="{key}", queue_timeout=0.3)
+def brief(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@app.task(bind=True, name="autoretry", autoretry_for=(LookupError,), default_retry_delay=0, max_retries=2)
+@single_flight(key="{key}")
+def autoretry(self, key):
+    return work(self, key, "succeed" if self.request.retries else "fail")
+
+
+@app.task(name="every_argument")
+@single_flight
+def every_argument(a, b=2, *, c=3):
+    return a
+
+
+@app.task(name="gather")
+def gather(values):
+    return values
+
+
+@app.task(name="follow")
+def follow(value):
+    return [value]
+
+
+class Counting(Task):
+    """A base with a `__call__` of its own, as users have them."""
+
+    def __call__(self, *args, **kwargs):
+        note("base", args[0], id=self.request.id)
+        return super().__call__(*args, **kwargs)
+
+
+@app.task(bind=True, name="based", base=Counting)
+@single_flight(key="{key}")
+def based(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@task_prerun.connect
+def arrived(task, task_id, args, kwargs, **_):
+    if args:
+        note("arrived", args[0], id=task_id)
+
+
+if "FLIGHT_TESTS" in os.environ:
+    configure(json.loads(os.environ["FLIGHT_TESTS"]))
+    django.setup()
