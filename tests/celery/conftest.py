@@ -83,8 +83,11 @@ class Flights:
         self.setup, self.cluster = setup, cluster
 
     def events(self, what="start", key=None):
+        return [event for event in self.all(key) if event["what"] == what]
+
+    def all(self, key=None):
         lines = map(json.loads, Path(self.setup["log"]).read_text().splitlines())
-        return [event for event in lines if event["what"] == what and event["key"] == (key or self.key)]
+        return [event for event in lines if event["key"] == (key or self.key)]
 
     def until(self, what="start", count=1, key=None):
         """Waits for so many events, and gives the last one."""

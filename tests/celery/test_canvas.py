@@ -1,0 +1,108 @@
+"""Duplicates that Celery waits for under an id of their own: each is settled, whatever it is a part of."""
+
+import pytest
+from celery import chain, chord, group
+
+from django_cluster_lock import DuplicateFlight
+from tests.celery.workload import app, follow, gather, join, raising, skip
+
+pytestmark = pytest.mark.usefixtures("prefork")
+PATIENCE = 20
+
+
+def test_a_chord_of_equal_members_has_one_run(flights):
+    result = chord([join.s(flights.key, gated=True) for _ in range(5)])(gather.s())
+    flights.open()
+    values = result.get(PATIENCE)
+    assert len(values) == 5
+    assert len(set(values)) == 1
+    assert len(flights.events("start")) == 1
+
+
+def test_a_chord_with_a_member_that_flies_elsewhere(flights):
+    outside = join.delay(flights.key, gated=True)
+    flights.until("start")
+    result = chord([join.s(flights.key), join.s(f"{flights.key}-other")])(gather.s())
+    flights.until("arrived", 2)
+    flights.open()
+    first, other = result.get(PATIENCE)
+    assert first == outside.get(PATIENCE)
+    assert other.startswith(f"{flights.key}-other")
+    assert len(flights.events("start")) == 1
+
+
+def test_a_group_of_equal_failing_members_fails_alike(flights):
+    results = group(join.s(flights.key, "fail", gated=True) for _ in range(3))()
+    flights.open()
+    errors = [result.get(PATIENCE, propagate=False) for result in results]
+    assert {type(error) for error in errors} == {LookupError}
+    assert len({error.args for error in errors}) == 1
+    assert len(flights.events("start")) == 1
+
+
+@pytest.mark.parametrize("place", ["head", "tail"])
+def test_a_chain_keeps_its_tail(flights, place):
+    outside = join.delay(flights.key, gated=True)
+    flights.until("start")
+    member = join.si(flights.key)
+    result = chain(member, follow.s())() if place == "head" else chain(follow.si("x"), member)()
+    flights.until("arrived", 2)
+    flights.open()
+    value = outside.get(PATIENCE)
+    assert result.get(PATIENCE) == ([value] if place == "head" else value)
+    assert len(flights.events("start")) == 1
+
+
+def test_a_link_is_called_for_the_duplicate_too(flights):
+    outside = join.delay(flights.key, gated=True)
+    flights.until("start")
+    after = follow.s().set(task_id=f"after-{flights.key}")
+    join.apply_async((flights.key,), link=after)
+    flights.open()
+    assert app.AsyncResult(f"after-{flights.key}").get(PATIENCE) == [outside.get(PATIENCE)]
+
+
+def test_members_that_are_skipped_count_as_none(flights):
+    result = chord([skip.s(flights.key, gated=True) for _ in range(3)])(gather.s())
+    flights.until("start")
+    flights.open()
+    assert sorted(value or "" for value in result.get(PATIENCE))[:2] == ["", ""]
+    assert len(flights.events("start")) == 1
+
+
+def test_a_member_that_must_not_be_a_duplicate_fails(flights):
+    outside = raising.delay(flights.key, gated=True)
+    flights.until("start")
+    result = raising.apply_async((flights.key,), task_id=f"mine-{flights.key}")
+    with pytest.raises(DuplicateFlight) as raised:
+        result.get(PATIENCE)
+    assert raised.value.flight_id == outside.id
+    flights.open()
+    outside.get(PATIENCE)
+
+
+def test_a_duplicate_of_a_flight_without_outcome_runs_itself(flights):
+    first = join.delay(flights.key, "ignore", gated=True)
+    flights.until("start")
+    second = join.apply_async((flights.key,), task_id=f"second-{flights.key}")
+    flights.until("arrived", 2)
+    flights.open()
+    assert second.get(PATIENCE).startswith(flights.key)
+    assert [event["id"] for event in flights.events("start")] == [first.id, second.id]
+
+
+def test_a_copy_of_a_message_that_is_running_is_dropped(flights):
+    result = join.delay(flights.key, gated=True)
+    flights.until("start")
+    copy = join.apply_async((flights.key,), task_id=result.id)
+    flights.until("arrived", 3)  # it came again
+    flights.open()
+    assert result.get(PATIENCE) == copy.get(PATIENCE)
+    flights.until_free(join)
+    assert len(flights.events("start")) == 1
+
+
+def test_map_runs_one_after_another(flights):
+    result = join.map([flights.key, flights.key]).delay()
+    assert len(set(result.get(PATIENCE))) == 2
+    assert [event["what"] for event in flights.all() if event["what"] in ("start", "end")] == ["start", "end"] * 2
