@@ -52,10 +52,7 @@ def run(task: "Task[..., Any]", policy: Policy, base: Callable[..., Any], args: 
     ticket, task_id = Ticket.of(request.headers or {}), request.id or ""
     if not ticket.name:
         ticket = ticket._replace(name=name_of(task, policy, args, kwargs))
-    if ticket.flight_of == task_id:  # a copy of a message that was running
-        if outcome_of(task, task_id):
-            raise Ignore
-    elif ticket.flight_of and (settled := _settle(task, policy, ticket.name, ticket.flight_of)):
+    if settled := _settled(task, policy, ticket):
         return settled()
     flight = Flight(task, policy, ticket.name, task_id)
     try:
@@ -69,6 +66,8 @@ def run(task: "Task[..., Any]", policy: Policy, base: Callable[..., Any], args: 
         send_back(task, ticket)
         raise Ignore from error
     request.update({_FLIGHT: flight})
+    if settled := _settled(task, policy, ticket):  # the flight it is a duplicate of ended between question and start
+        return settled()
     store_started(task)
     with _aborting(flight, policy):
         return call()
@@ -87,29 +86,35 @@ def _start(flight: Flight, ticket: Ticket, request: Context) -> None:
         time.sleep(RETRY_POLL)
 
 
-def _settle(task: "Task[..., Any]", policy: Policy, name: str, flight_id: str) -> Callable[[], Any] | None:
-    """What a duplicate of that flight returns or raises; None if that cannot be told yet."""
-    if policy.on_duplicate == "raise":
-        duplicates.tell(task, policy, name, flight_id)
-        raise DuplicateFlight(name, flight_id=flight_id)
-    if policy.on_duplicate == "skip":
-        duplicates.tell(task, policy, name, flight_id)
-        return lambda: None
+def _settled(task: "Task[..., Any]", policy: Policy, ticket: Ticket) -> Callable[[], Any] | None:
+    """What ends a message that is a duplicate, without a run of its own; None if it may need one."""
+    flight_id = ticket.flight_of
+    if flight_id is None:
+        return None
+    if flight_id == task.request.id:
+        return _ignored if outcome_of(task, flight_id) else None
+    if policy.on_duplicate != "join":
+        return partial(_refuse, task, policy, ticket.name, flight_id)
     outcome = outcome_of(task, flight_id)
-    return outcome and outcome.give
+    return outcome.give if outcome else None
 
 
 def _run_later(task: "Task[..., Any]", policy: Policy, ticket: Ticket, holder: Owner) -> None:
-    """The end of a message that finds its key in flight: unless its policy settles it, it comes again."""
-    flight_id = holder.task
-    if flight_id != task.request.id:
-        if policy.on_duplicate == "raise":
-            duplicates.tell(task, policy, ticket.name, flight_id, holder)
-            raise DuplicateFlight(ticket.name, holder=str(holder), flight_id=flight_id)
-        if policy.on_duplicate == "skip":
-            duplicates.tell(task, policy, ticket.name, flight_id, holder)
-            return
-    send_back(task, ticket._replace(flight_of=flight_id or None))
+    """Ends a message whose key is in flight, or lets it come again once that may have ended."""
+    if policy.on_duplicate != "join" and holder.task != task.request.id:  # which is a copy of it
+        return _refuse(task, policy, ticket.name, holder.task, holder)
+    send_back(task, ticket._replace(flight_of=holder.task or None))
+    raise Ignore
+
+
+def _refuse(task: "Task[..., Any]", policy: Policy, name: str, flight_id: str, holder: Owner | None = None) -> None:
+    duplicates.tell(task, policy, name, flight_id, holder)
+    if policy.on_duplicate == "raise":
+        raise DuplicateFlight(name, holder=str(holder or ""), flight_id=flight_id)
+
+
+def _ignored() -> None:
+    """A copy of a message that has run: its outcome, links and chord are done with."""
     raise Ignore
 
 
