@@ -49,17 +49,15 @@ class Worker:
 def setup(start_server, tmp_path_factory):
     """Where broker, locks and log are, for this process of the tests and its workers."""
     cluster, broker = start_server(KINDS["valkey-cluster"]), start_server(KINDS["valkey-standalone"])
-    name = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    prefix = f"{PREFIX_STEM}-flights-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     values = {
         "broker": f"{broker.urls[0]}/0",
         "log": str(tmp_path_factory.mktemp("flights") / "log"),
         "database": str(tmp_path_factory.mktemp("database") / "db.sqlite3"),
+        "prefix": prefix,
         "locks": {
-            "LOCATION": cluster.urls,
-            "KEY_PREFIX": f"{PREFIX_STEM}-flights-{name}",
-            "TIMEOUT": 2,
-            "CLOCK_SKEW": 0.1,
-            "BLOCKING_TIMEOUT": 10,
+            "default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 2, "CLOCK_SKEW": 0.1},
+            "nowhere": {"LOCATION": "redis://127.0.0.1:1", "KEY_PREFIX": "x", "OPTIONS": {"socket_timeout": 0.05}},
         },
     }
     Path(values["log"]).touch()
@@ -97,7 +95,7 @@ class Flights:
         workload.gate(key or self.key).touch()
 
     def record(self, task, key=None):
-        return Record(self.cluster, self.setup["locks"]["KEY_PREFIX"], f"flight:{task.name}:{key or self.key}")
+        return Record(self.cluster, self.setup["prefix"], f"flight:{task.name}:{key or self.key}")
 
     def free(self, task, key=None):
         return self.record(task, key).holder() is None
@@ -108,5 +106,5 @@ class Flights:
 
 @pytest.fixture
 def flights(settings, setup, cluster):
-    settings.CLUSTER_LOCKS = {"default": setup["locks"]}
+    settings.CLUSTER_LOCKS = setup["locks"]
     return Flights(setup, cluster)

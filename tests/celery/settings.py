@@ -6,5 +6,5 @@ import os
 from tests.settings import *  # noqa: F403
 
 SETUP = json.loads(os.environ["FLIGHT_TESTS"])
-CLUSTER_LOCKS = {"default": SETUP["locks"]}
+CLUSTER_LOCKS = SETUP["locks"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": SETUP["database"]}}

@@ -4,12 +4,12 @@ import os
 import signal
 
 import pytest
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import EncodeError
 
-from django_cluster_lock import LockLost
-from tests.celery.workload import app, autoretry, brief, join, late, tell
+from django_cluster_lock import LockLost, LockUnavailable
+from tests.celery.workload import app, autoretry, brief, carefree, cut_off, join, late, requeued, tell
 from tests.records import until
 
 pytestmark = pytest.mark.usefixtures("prefork")
@@ -101,6 +101,45 @@ def test_a_killed_child_holds_the_key_for_no_longer_than_its_lease(flights):
     flights.until_free(join, within=4)
     with pytest.raises(WorkerLostError):
         result.get(PATIENCE)
+
+
+def test_a_message_that_a_killed_child_left_takes_its_own_key_over(flights):
+    result = requeued.delay(flights.key, gated=True)
+    os.kill(flights.until("start")["pid"], signal.SIGKILL)
+    flights.open()
+    assert result.get(PATIENCE).startswith(flights.key)
+    assert [event["id"] for event in flights.events("start")] == [result.id] * 2
+    flights.until_free(requeued, within=1)
+
+
+def test_terminated(flights):
+    result = join.delay(flights.key, gated=True)
+    flights.until("start")
+    app.control.revoke(result.id, terminate=True)
+    flights.until_free(join, within=4)
+
+
+def test_hard_time_limit(flights):
+    result = join.apply_async((flights.key,), {"gated": True}, time_limit=0.5)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(PATIENCE)
+    flights.until_free(join, within=4)
+
+
+def test_without_the_locks_a_call_raises_and_a_message_comes_again(flights):
+    with pytest.raises(LockUnavailable):
+        cut_off.delay(flights.key)
+    result = app.send_task("cut_off", (flights.key,))
+    flights.until("arrived", 2)
+    assert not flights.events("start")
+    app.control.revoke(result.id)
+    with pytest.raises(TaskRevokedError):
+        result.get(PATIENCE)
+
+
+def test_without_the_locks_it_runs_where_that_is_wanted(flights):
+    assert carefree.delay(flights.key).get(PATIENCE).startswith(flights.key)
+    assert carefree(flights.key).startswith(flights.key)
 
 
 def test_a_flight_that_runs_for_longer_than_its_lease_is_renewed(flights):

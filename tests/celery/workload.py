@@ -21,7 +21,7 @@ setup = {}
 def configure(values):
     """Takes over where broker, locks and log are; in a worker they come from the environment."""
     setup.update(values)
-    prefix = {"global_keyprefix": f"{values['locks']['KEY_PREFIX']}:celery:"}
+    prefix = {"global_keyprefix": f"{values['prefix']}:celery:"}
     app.conf.update(
         broker_url=values["broker"],
         broker_connection_retry_on_startup=True,
@@ -159,6 +159,24 @@ def tell(self, key, how="succeed", gated=False):
 @app.task(bind=True, name="brief")
 @single_flight(key="{key}", queue_timeout=0.3)
 def brief(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@app.task(bind=True, name="requeued", acks_late=True, reject_on_worker_lost=True)
+@single_flight(key="{key}")
+def requeued(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@app.task(bind=True, name="cut_off")
+@single_flight(key="{key}", alias="nowhere")
+def cut_off(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+@app.task(bind=True, name="carefree")
+@single_flight(key="{key}", alias="nowhere", on_unavailable="run")
+def carefree(self, key, how="succeed", gated=False):
     return work(self, key, how, gated)
 
 
