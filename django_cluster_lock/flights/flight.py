@@ -8,7 +8,8 @@ from celery import Task
 from django_cluster_lock import protocol
 from django_cluster_lock.flights.claims import Claim
 from django_cluster_lock.flights.policy import Policy
-from django_cluster_lock.holding import Place, new_token
+from django_cluster_lock.holding import new_token
+from django_cluster_lock.lease import Place
 from django_cluster_lock.lock import Lock
 from django_cluster_lock.protocol import Flow, Grant, Terms
 

@@ -5,9 +5,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from celery import Task
+from celery import Celery, Task
 from celery.result import AsyncResult
 from celery.utils import uuid
+from celery.utils.time import maybe_make_aware
 
 from django_cluster_lock.errors import DuplicateFlight, LockBusy, LockUnavailable
 from django_cluster_lock.flights import duplicates
@@ -43,7 +44,7 @@ def publish(
     if task.typing and hasattr(task, "__header__"):
         task.__header__(*(args or ()), **(kwargs or {}))
     name = name_of(task, policy, args, kwargs)
-    claim = Claim.new(policy.alias, name, policy.queue_timeout + _delay(options))
+    claim = Claim.new(policy.alias, name, policy.queue_timeout + _delay(task.app, options))
     if flight := _retried(task, name, options):
         result = send(**_with(options, Ticket(name, claim.token)))
         flight.successor = claim
@@ -92,12 +93,10 @@ def _with(options: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
     return options | {"headers": headers | ticket.headers()}
 
 
-def _delay(options: dict[str, Any]) -> float:
+def _delay(app: Celery, options: dict[str, Any]) -> float:
     """For how many seconds the message will wait before anybody may run it."""
     eta = options.get("eta")
-    if isinstance(eta, str):
-        eta = datetime.datetime.fromisoformat(eta)
-    if eta is None:
+    if not eta:
         return max(0.0, options.get("countdown") or 0.0)
-    now = datetime.datetime.now(eta.tzinfo or datetime.UTC).replace(tzinfo=eta.tzinfo)
-    return max(0.0, float((eta - now).total_seconds()))
+    due = maybe_make_aware(datetime.datetime.fromisoformat(eta) if isinstance(eta, str) else eta, app.timezone)
+    return max(0.0, (due - app.now()).total_seconds())

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from celery import Task, states
+from celery.backends.base import DisabledBackend
 from celery.result import EagerResult
 
 SKIPPED = "SKIPPED"
@@ -41,10 +42,9 @@ class Outcome(NamedTuple):
 
 def outcome_of(task: "Task[..., Any]", task_id: str) -> Outcome | None:
     """The outcome of a task, if the result backend has one."""
-    try:
-        meta = task.backend.get_task_meta(task_id, cache=False)
-    except NotImplementedError:  # there is no result backend
+    if isinstance(task.backend, DisabledBackend):
         return None
+    meta = task.backend.get_task_meta(task_id, cache=False)
     if meta["status"] == states.SUCCESS:
         return Outcome(meta["result"])
     if meta["status"] == states.FAILURE:

@@ -57,7 +57,12 @@ def setup(start_server, tmp_path_factory):
         "prefix": prefix,
         "locks": {
             "default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 2, "CLOCK_SKEW": 0.1},
-            "nowhere": {"LOCATION": "redis://127.0.0.1:1", "KEY_PREFIX": "x", "OPTIONS": {"socket_timeout": 0.05}},
+            "nowhere": {
+                "LOCATION": "redis://127.0.0.1:1",
+                "KEY_PREFIX": "nowhere",
+                "BLOCKING_TIMEOUT": 0.2,
+                "OPTIONS": {"socket_timeout": 0.05},
+            },
         },
     }
     Path(values["log"]).touch()
