@@ -33,7 +33,8 @@ class Ticket(NamedTuple):
 
     @classmethod
     def of(cls, headers: Mapping[str, Any]) -> "Ticket":
-        return cls(**headers.get(HEADER) or {})
+        told = headers.get(HEADER) or {}
+        return cls(**{field: told[field] for field in cls._fields if field in told})
 
     def headers(self) -> dict[str, Any]:
         return {HEADER: self._asdict()}

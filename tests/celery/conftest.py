@@ -14,8 +14,6 @@ from tests.celery import workload
 from tests.records import Record, until
 from tests.servers import KINDS, PREFIX_STEM
 
-ROOT = Path(__file__).parents[2]
-
 
 class Worker:
     """A worker in a process of its own."""
@@ -29,10 +27,15 @@ class Worker:
             "FLIGHT_TESTS": json.dumps(setup),
             "DJANGO_SETTINGS_MODULE": "tests.celery.settings",
             "PYTHONHASHSEED": "4711",
+            "PYTHONPATH": os.pathsep.join(sys.path),
         }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, *options, *quiet], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+                [*command, *options, *quiet],
+                cwd=self.log.parent,  # Celery puts it first on the path
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         until(lambda: self.process.poll() is not None or "ready." in self.log.read_text(), within=40)
         assert self.process.poll() is None, self.log.read_text()

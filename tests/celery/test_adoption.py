@@ -9,6 +9,7 @@ from celery import Celery, Task, current_app, shared_task
 from celery.worker.request import Request
 
 from django_cluster_lock import single_flight
+from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.policy import POLICY
 from tests.celery.workload import based, join
 
@@ -155,7 +156,9 @@ def test_pydantic_models_and_their_dumps_are_the_same_key(app, flights):
         return None
 
     order = Order(number=flights.key)
-    assert pay.delay(order).id == pay.delay(order=order.model_dump()).id
+    policy = getattr(pay, POLICY)
+    assert name_of(pay, policy, [order], {}) == name_of(pay, policy, [], {"order": order.model_dump()})
+    assert pay.delay(order.model_dump()).id == pay.delay(order=order.model_dump()).id
 
 
 def test_arguments_are_checked_at_the_call(app, flights):

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from django.db import transaction
 
 from django_cluster_lock import LockError, current_lock, single_flight
 from tests.celery.workload import app, join, work
@@ -74,3 +75,11 @@ def test_recursion_into_the_same_key_raises_at_once(flights):
         recursive(flights.key)
     assert recursive(flights.key, depth=0).startswith(flights.key)
     assert flights.free(recursive)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_direct_call_in_a_transaction_keeps_the_key_until_it_ends(flights):
+    with transaction.atomic():
+        join(flights.key)
+        assert not flights.free(join)
+    assert flights.free(join)

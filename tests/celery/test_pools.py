@@ -1,4 +1,4 @@
-"""The other pools: threads, and the worker's only process itself."""
+"""The other pools: threads, greenlets, and the worker's only process itself."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.celery.workload import join
 PATIENCE = 20
 
 
-@pytest.fixture(params=["threads", "solo"])
+@pytest.fixture(params=["threads", "solo", "gevent"])
 def pool(request, setup):
     worker = Worker(setup, request.param, request.param)
     yield request.param
