@@ -108,7 +108,7 @@ def _function(target: Any) -> Any:
     if type(target) is Proxy:  # `shared_task` gives one, which asks the current app each time
         return inspect.getclosurevars(object.__getattribute__(target, "_Proxy__local")).nonlocals["fun"]
     if isinstance(target, Task):
-        own = type(target).__dict__.get("run")
+        own = target.__class__.__dict__.get("run")  # not type(), which may be a proxy's
         return getattr(target, "_decorated_fun", None) or getattr(own, "__func__", own)
     return target
 
