@@ -7,5 +7,5 @@ lock_lost = Signal()
 
 flight_duplicate = Signal()
 """A call, or the start of a run, found its key in flight. ``sender`` is the task; given are the lock's ``name``,
-``flight_id`` (empty if that runs inline), ``holder`` (`snapshots.Owner`, empty if not known) and ``on_duplicate``.
+``flight_id`` (empty if that runs inline), ``holder`` (a `snapshots.Owner`) and ``on_duplicate``. Sent once for each.
 """

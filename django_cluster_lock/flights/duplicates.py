@@ -12,11 +12,12 @@ from django_cluster_lock.snapshots import Owner
 logger = logging.getLogger("django_cluster_lock")
 
 
-def tell(task: "Task[..., Any]", policy: Policy, name: str, flight_id: str, holder: Owner | None = None) -> None:
-    """Logs a duplicate and sends the signal."""
-    owner = holder or Owner()
+def tell(task: "Task[..., Any]", policy: Policy, name: str, holder: Owner) -> None:
+    """Logs a duplicate and sends the signal, once for each: where it is known first."""
     logger.info(
         "flight.duplicate",
-        extra={"lock": name, "flight": flight_id, "holder": str(owner), "on_duplicate": policy.on_duplicate},
+        extra={"lock": name, "holder": str(holder), "on_duplicate": policy.on_duplicate},
     )
-    flight_duplicate.send_robust(task, name=name, flight_id=flight_id, holder=owner, on_duplicate=policy.on_duplicate)
+    flight_duplicate.send_robust(
+        task, name=name, flight_id=holder.task, holder=holder, on_duplicate=policy.on_duplicate
+    )

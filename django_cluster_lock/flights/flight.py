@@ -6,6 +6,7 @@ from typing import Any
 from celery import Task
 
 from django_cluster_lock import protocol
+from django_cluster_lock.errors import LockLost
 from django_cluster_lock.flights.claims import Claim
 from django_cluster_lock.flights.policy import Policy
 from django_cluster_lock.holding import new_token
@@ -66,7 +67,8 @@ class Flight(Lock):
         lease.closed = True
         terms = claim.terms(self.task_id)
         deadline = time.monotonic() + terms.patience
-        yield from protocol.transfer(lease.grant, claim.token.encode(), terms, deadline=deadline)
+        if not (yield from protocol.transfer(lease.grant, claim.token.encode(), terms, deadline=deadline)):
+            raise LockLost(lease.name, "its retry will have to acquire it")
 
     def _terms(self) -> Terms:
         return self._alias.terms_of_task(self.timeout, self.task_id)

@@ -54,10 +54,10 @@ def publish(
     try:
         claim.take(options["task_id"])
     except LockBusy as busy:
-        flight_id = busy.owner.task
+        duplicates.tell(task, policy, name, busy.owner)
         if not awaited and (answer := _answer(task, policy, name, busy.owner)):
             return answer
-        return send(**_with(options, Ticket(name, flight_of=flight_id or None)))
+        return send(**_with(options, Ticket(name, flight_of=busy.owner.task or None)))
     except LockUnavailable as error:
         if policy.on_unavailable == "raise":
             raise
@@ -79,7 +79,6 @@ def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Any:
 
 def _answer(task: "Task[..., Any]", policy: Policy, name: str, holder: Owner) -> "AsyncResult[Any] | None":
     """What the caller of a duplicate gets; None if its message must go out, for want of a result to join."""
-    duplicates.tell(task, policy, name, holder.task, holder)
     if policy.on_duplicate == "raise":
         raise DuplicateFlight(name, holder=str(holder), flight_id=holder.task)
     if policy.on_duplicate == "skip":

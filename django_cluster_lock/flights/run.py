@@ -94,23 +94,25 @@ def _settled(task: "Task[..., Any]", policy: Policy, ticket: Ticket) -> Callable
     if flight_id == task.request.id:
         return _ignored if outcome_of(task, flight_id) else None
     if policy.on_duplicate != "join":
-        return partial(_refuse, task, policy, ticket.name, flight_id)
+        return partial(_refuse, policy, ticket.name, Owner(task=flight_id))
     outcome = outcome_of(task, flight_id)
     return outcome.give if outcome else None
 
 
 def _run_later(task: "Task[..., Any]", policy: Policy, ticket: Ticket, holder: Owner) -> None:
     """Ends a message whose key is in flight, or lets it come again once that may have ended."""
-    if policy.on_duplicate != "join" and holder.task != task.request.id:  # which is a copy of it
-        return _refuse(task, policy, ticket.name, holder.task, holder)
+    if holder.task != task.request.id:  # which would be a copy of it
+        if not (ticket.flight_of or ticket.turns):
+            duplicates.tell(task, policy, ticket.name, holder)
+        if policy.on_duplicate != "join":
+            return _refuse(policy, ticket.name, holder)
     send_back(task, ticket._replace(flight_of=holder.task or None))
     raise Ignore
 
 
-def _refuse(task: "Task[..., Any]", policy: Policy, name: str, flight_id: str, holder: Owner | None = None) -> None:
-    duplicates.tell(task, policy, name, flight_id, holder)
+def _refuse(policy: Policy, name: str, holder: Owner) -> None:
     if policy.on_duplicate == "raise":
-        raise DuplicateFlight(name, holder=str(holder or ""), flight_id=flight_id)
+        raise DuplicateFlight(name, holder=str(holder), flight_id=holder.task)
 
 
 def _ignored() -> None:

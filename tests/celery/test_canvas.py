@@ -91,6 +91,28 @@ def test_a_duplicate_of_a_flight_without_outcome_runs_itself(flights):
     assert [event["id"] for event in flights.events("start")] == [first.id, second.id]
 
 
+def test_a_message_that_comes_again_says_the_same(flights):
+    options = {"headers": {"trace": "x"}, "priority": 5, "shadow": "y", "expires": 60, "task_id": f"mine-{flights.key}"}
+    signature = join.s(flights.key, "message").set(**options)
+    signature.stamp(stamped="z")
+    at_once = signature.apply_async().get(PATIENCE)
+    flights.until_free(join)
+    outside = join.delay(flights.key, "ignore", gated=True)
+    flights.until("start", 2)
+    signature.set(task_id=f"yours-{flights.key}").apply_async()
+    flights.until("arrived", 4)
+    flights.open()
+    again = app.AsyncResult(f"yours-{flights.key}").get(PATIENCE)
+    assert outside.id != again["root_id"] == again["correlation_id"]
+    differs = {"root_id", "correlation_id", "expires"}
+    assert {k: v for k, v in again.items() if k not in differs} == {
+        k: v for k, v in at_once.items() if k not in differs
+    }
+    assert again["expires"]
+    assert at_once["headers"]["trace"] == "x"
+    assert at_once["priority"] == 5
+
+
 def test_a_copy_of_a_message_that_is_running_is_dropped(flights):
     result = join.delay(flights.key, gated=True)
     flights.until("start")

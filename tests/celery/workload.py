@@ -113,6 +113,15 @@ def lose_and_query(task, key):
     note("queried", key)
 
 
+def message(task, key):
+    """What its message says, but for the ticket, and when and how often it was delivered."""
+    request = task.request
+    headers = {name: value for name, value in request.headers.items() if name not in ("cluster_lock", "redelivered")}
+    told = ("argsrepr", "kwargsrepr", "shadow", "root_id", "parent_id", "expires", "stamps", "correlation_id")
+    details = {name: request.get(name) for name in told}
+    return details | {"headers": headers, "priority": request.delivery_info["priority"], "args": request.args}
+
+
 def fence(task, key):
     current_lock().raise_if_lost()
     return current_lock().fence
@@ -121,7 +130,8 @@ def fence(task, key):
 ENDS = {
     end.__name__: end
     for end in (
-        succeed, fail, ignore, reject, requeue, retry, retry_later, retry_with_another_key, lose, lose_and_query, fence
+        succeed, fail, ignore, reject, requeue, retry, retry_later, retry_with_another_key,
+        lose, lose_and_query, fence, message,
     )
 }  # fmt: skip
 
