@@ -112,6 +112,16 @@ def test_a_message_that_a_killed_child_left_takes_its_own_key_over(flights):
     flights.until_free(requeued, within=1)
 
 
+def test_started_is_stored_once_a_run_starts_and_not_for_what_comes_again(flights):
+    result = late.delay(flights.key, gated=True)
+    until(lambda: result.state == "STARTED")
+    other = late.apply_async((flights.key,), task_id=f"other-{flights.key}")
+    flights.until("arrived", 3)
+    assert other.state == "PENDING"
+    flights.open()
+    assert other.get(PATIENCE) == result.get(PATIENCE)
+
+
 def test_terminated(flights):
     result = join.delay(flights.key, gated=True)
     flights.until("start")

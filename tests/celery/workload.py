@@ -154,7 +154,7 @@ def raising(self, key, how="succeed", gated=False):
     return work(self, key, how, gated)
 
 
-@app.task(bind=True, name="late", acks_late=True)
+@app.task(bind=True, name="late", acks_late=True, track_started=True)
 @single_flight(key="{key}")
 def late(self, key, how="succeed", gated=False):
     return work(self, key, how, gated)
