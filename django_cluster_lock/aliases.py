@@ -128,7 +128,7 @@ class Aliases(dict[str, Alias]):
 
 def owner(thread: str, task: str) -> tuple[bytes, bytes, bytes, bytes]:
     """Who asks: host, process, thread, Celery task, whose id is kept whole since duplicates go by it."""
-    return HOST, b"%d" % os.getpid(), thread.encode()[:LONGEST_FIELD], task.encode()
+    return HOST, b"%d" % os.getpid(), thread.encode(errors="replace")[:LONGEST_FIELD], task.encode()
 
 
 def _on_setting_changed(*, setting: str, **_: Any) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from django_cluster_lock.aliases import Alias
+from django_cluster_lock.aliases import Alias, owner
 from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.wire import FAILURES, Inbox
 
@@ -26,3 +26,7 @@ def test_event_loops_of_several_threads_may_come_at_once():
 
     alias._async = {LoopOfAnotherThread(): None, LoopOfAnotherThread(): None}
     assert asyncio.run(alias._connections_here())
+
+
+def test_a_thread_may_be_named_after_a_file_whose_name_is_no_text():
+    assert owner("import \udcff.csv")[2] == b"import ?.csv"
