@@ -29,4 +29,4 @@ def test_event_loops_of_several_threads_may_come_at_once():
 
 
 def test_a_thread_may_be_named_after_a_file_whose_name_is_no_text():
-    assert owner("import \udcff.csv")[2] == b"import ?.csv"
+    assert owner("import \udcff.csv", task="")[2] == b"import ?.csv"
