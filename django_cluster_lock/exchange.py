@@ -73,10 +73,8 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
         if isinstance(outcome, Answer):
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
-                if course.was_kept_awake(outcome, value):  # as by a slot on the move, which must not make us spin
-                    assert call.block
-                    woken: float = yield Pause(min(call.block.seconds, LONGEST_PAUSE))
-                    outcome = outcome._replace(now=woken)
+                if rest := course.rest_after(outcome, value):
+                    outcome = outcome._replace(now=(yield Pause(rest)))
                 yield from keep_current(routes, outcome.now)
                 return course.reply(outcome, value)
             course.refused(value, outcome.now)
@@ -128,10 +126,11 @@ class Course:
             blocks += call.acknowledged_within
         return Send(self.node, commands, blocks, call.deadline)
 
-    def was_kept_awake(self, answer: Answer, value: object) -> bool:
-        """Whether the sleep was refused though there is still something to wait for."""
+    def rest_after(self, answer: Answer, value: object) -> float:
+        """How long to rest before the next slice: a slot on the move refuses the sleep, and must not make us spin."""
         waits = isinstance(value, list) and value[0] == b"queued"
-        return waits and self.blocking and isinstance(answer.values[0], Refusal)
+        kept_awake = waits and self.blocking and isinstance(answer.values[0], Refusal)
+        return min(self.call.block.seconds, LONGEST_PAUSE) if kept_awake and self.call.block else 0.0
 
     def reply(self, answer: Answer, value: object) -> Reply:
         return replied(answer, value, self.needed, self.first_sent, unanswered=self.unanswered)

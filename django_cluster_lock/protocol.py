@@ -142,6 +142,8 @@ def acquire(
             unanswered = unanswered or reply.unanswered
             if reply.status == b"own" and reply.now < reply.sent + terms.timeout:
                 return granted(keys, token, terms, reply, unanswered=unanswered)
+            if reply.status == b"busy" and not unanswered:
+                break  # nothing was left behind
             late = reply.status == b"own"  # its answer took longer than the lease lasts
             if late and not blocking:
                 raise LockUnavailable(keys.name, "its shard answered after the lease had ended")
@@ -160,6 +162,7 @@ def acquire(
         with suppress(LockError):
             yield give_up(keys, token, mark=mark)
         raise
+    raise busy(keys, reply)
 
 
 def attempt(

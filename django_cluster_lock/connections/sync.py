@@ -71,11 +71,7 @@ class Connections:
         self._idle: dict[Node, list[Wire]] = defaultdict(list)
 
     def perform(self, action: Action) -> object:
-        """What an action of the exchange answers.
-
-        Raises:
-            NoAnswer: a `Send` failed.
-        """
+        """What an action of the exchange answers; a `Send` that fails raises NoAnswer."""
         if isinstance(action, Send):
             return self.send(action)
         if isinstance(action, SendAll):

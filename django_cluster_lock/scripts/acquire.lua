@@ -9,14 +9,7 @@ local token, ttl, alive, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]),
 local field = read('t', 'f', 'd', 'a', 'qh', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
 local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 
-for i = 6, 13 do
-  if field[i] then
-    local cancelled, expires = field[i]:match('^(.*):(%d+)$')
-    if cancelled == token and tonumber(expires) > now then
-      return {'over'}
-    end
-  end
-end
+if cancelled(token, field, 6) then return {'over'} end
 
 local held = holder and deadline > now
 local mine = held and holder == token

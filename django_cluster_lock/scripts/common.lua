@@ -34,6 +34,14 @@ local function waiter(entry)
   return tonumber(seq), tonumber(alive)
 end
 
+-- Whether a token is among the cancelled ones; `marks` has x0..x7 from `first` on.
+local function cancelled(token, marks, first)
+  for i = first, first + 7 do
+    local ended, expires = (marks[i] or ''):match('^(.*):(%d+)$')
+    if ended == token and tonumber(expires) > now then return true end
+  end
+end
+
 -- Fences grow while the record survives, and after its loss as far as the servers' clocks agree.
 local function next_fence(previous)
   return math.max(number(previous) + 1, micros)

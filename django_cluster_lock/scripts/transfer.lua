@@ -3,9 +3,9 @@
 -- ARGV   token, new token, ttl ms, member of the index, host, pid, thread, task
 -- Returns {'own', fence} or {'lost'}. Repeated, it is a renewal.
 local token, successor, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local field = read('t', 'f', 'd', 'a')
+local field = read('t', 'f', 'd', 'a', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
 local holder, fence, deadline = field[1], field[2], number(field[3])
-if deadline <= now or (holder ~= token and holder ~= successor) then
+if deadline <= now or (holder ~= token and holder ~= successor) or cancelled(successor, field, 5) then
   return {'lost'}
 end
 if holder == successor then

@@ -286,6 +286,14 @@ def test_to_cancel_twice_ends_no_other_token(lock):
     assert lock.cancelled() == set(tokens)
 
 
+def test_not_transferred_to_an_ended_token(lock):
+    lock.acquire("A")
+    lock.release("B", mark=1)
+    before = lock.fields()
+    assert lock.transfer("A", "B") == ["lost"]
+    assert lock.fields() == before
+
+
 def test_transferred_by_its_holder_alone_into_a_new_lease(lock):
     _, fence = lock.acquire("A", ttl=60_000)
     before = lock.fields()

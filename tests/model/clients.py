@@ -160,9 +160,10 @@ class Operation:
             granted = stop.value if isinstance(stop.value, list) else [stop.value]
             self._check_clean_up(granted)
             self.then(stop.value)
-        except (protocol.LockError, KeyboardInterrupt):
+        except (protocol.LockError, KeyboardInterrupt) as error:
             self.finished, self.requests = True, []
-            self._check_clean_up()
+            plainly_busy = type(error) is protocol.LockBusy and not self.unanswered
+            self._check_clean_up(nothing_left=self.kind == "acquire" and plainly_busy)
         else:
             self.all_at_once = isinstance(action, SendAll)
             sends = action.sends if self.all_at_once else [action]
@@ -176,8 +177,11 @@ class Operation:
             ):
                 self.unanswered.add(command[3 + int(command[2])])
 
-    def _check_clean_up(self, granted=()):
-        """I6: an acquire takes back, once, each token that it did not get, and ends it if it may still be asked for."""
+    def _check_clean_up(self, granted=(), *, nothing_left=False):
+        """I6: an acquire takes back, once, each token that it did not get, and ends it if it may still be asked for.
+
+        One that was told "busy" without queueing has nothing to take back.
+        """
         if not self.kind.startswith("acquire") or self.interruptions > 1:
             return
         tried, cancels = set(), []
@@ -188,7 +192,7 @@ class Operation:
                 elif call.script is protocol.scripts.RELEASE:
                     cancels.append(call.args[:2])
         cancelled = {token for token, _ in cancels}
-        left = tried - {grant.token for grant in granted}
+        left = set() if nothing_left else tried - {grant.token for grant in granted}
         require(cancelled == left, "I6", "not what was tried in vain was taken back", left, cancels)
         once = len(cancels) == len(cancelled) or (self.kind == "acquire_all" and self.interruptions)
         require(once, "I6", "a token was taken back more than once", cancels)

@@ -155,10 +155,16 @@ def test_no_slice_is_longer_than_four_seconds():
 
 
 def test_who_does_not_wait_takes_no_for_an_answer():
-    played = acquiring(busy(), said(b"not owner"), blocking=False)
+    played = acquiring(busy(), blocking=False)
     assert type(played.error) is LockBusy
     assert played.error.holder == "web-2, pid 17, main"
-    assert played.cancels == [(b"T", b"0")]
+    assert played.cancels == [], "nothing was left behind"
+
+
+def test_who_does_not_wait_takes_back_what_an_unanswered_request_may_leave():
+    played = acquiring(busy(unanswered=True), said(b"not owner"), blocking=False)
+    assert type(played.error) is LockBusy
+    assert played.cancels == [(b"T", b"1")]
 
 
 def test_the_time_is_up():
