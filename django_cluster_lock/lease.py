@@ -77,10 +77,10 @@ class Lease:
         return self.lost
 
     def lose(self, reason: str) -> None:
-        """Marks it as lost and tells those who asked to know."""
+        """Marks it as lost and tells those who asked to know: once, though both holder and renewer may notice it."""
         self.lost = reason
-        for callback in self.on_lost:
-            callback(self)
+        while self.on_lost:
+            self.on_lost.pop(0)(self)
 
 
 def letting_go(leases: Sequence[Lease], *, patience: float) -> Flow[None]:

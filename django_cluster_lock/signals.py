@@ -3,7 +3,7 @@
 from django.dispatch import Signal
 
 lock_lost = Signal()
-"""A lease ended before it was released. ``sender`` is the Lease class; ``lease`` and ``reason`` are given."""
+"""A renewed lease ended before it was released. ``sender`` is the Lease class; ``lease`` and ``reason`` are given."""
 
 flight_duplicate = Signal()
 """A call, or the start of a run, found its key in flight. ``sender`` is the task; given are the lock's ``name``,

@@ -223,3 +223,14 @@ def test_a_signal_at_just_any_line_leaves_no_handle_that_holds_for_ever(monkeypa
     assert record.holder() is None
     with lock:
         pass
+
+
+def test_a_loss_that_its_holder_notices_before_the_renewer_is_told_once(record, losses):
+    lock, told = cache_lock("a"), []
+    lock.acquire()
+    lock._held()[0].on_lost.append(told.append)
+    record.client.delete(record.key)
+    with pytest.raises(LockLost):
+        lock.extend(1)
+    until(lambda: losses)
+    assert len(told) == len(losses) == 1
