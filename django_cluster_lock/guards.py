@@ -147,7 +147,6 @@ class Guard(Lock):
                     transactions.refuse_async(http_request(request), function)
                     answering.response = await function(*args, **kwargs)
                     lock.raise_if_lost()
-                    answering.finished = True
             return answering.response
 
         if iscoroutinefunction(function):
@@ -166,7 +165,6 @@ class Guard(Lock):
                 with transactions.on(databases):
                     answering.response = _finished(function, function(*args, **kwargs))
                     lock.raise_if_lost()  # while it can still be rolled back
-                answering.finished = True
             return answering.response
 
         transactions.mark(guarded)

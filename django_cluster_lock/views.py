@@ -3,10 +3,12 @@
 import logging
 import sys
 from collections.abc import Callable
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
@@ -32,6 +34,7 @@ class Answer(NamedTuple):
 BUSY = Answer(409, 1, "lock_busy", _("Another request is working on this. Try again in a moment."))
 UNAVAILABLE = Answer(503, 5, "lock_unavailable", _("This cannot be done safely right now. Try again in a moment."))
 LOST = Answer(409, None, "lock_lost", _("Another request may have changed this meanwhile. Check before you repeat it."))
+_HOOKS = BaseDatabaseWrapper.run_and_clear_commit_hooks.__code__
 _ANSWERS = ((LockBusy, BUSY), (LockUnavailable, UNAVAILABLE), (LockLost, LOST), (StaleFence, LOST))
 
 
@@ -62,7 +65,6 @@ class Answering:
         self.request = request
         self.respond = respond
         self.response: Any = None
-        self.finished = False  # and what it wrote is committed, but for the release of the lock
 
     def __enter__(self) -> Self:
         return self
@@ -72,10 +74,8 @@ class Answering:
         if not found:
             return False
         assert isinstance(error, LockError)
-        if self.response is not None and found is not LOST:
-            # To repeat the request would do its work twice. A failed release is logged; what a hook of the commit
-            # raises is none of ours to answer.
-            return self.finished
+        if found is UNAVAILABLE and self.response is not None:
+            return True  # the view had finished, and repeating it for a failed release would do its work twice
         transactions.roll_back_request()
         if self.respond:
             self.response = self.respond(self.request, error)
@@ -99,9 +99,12 @@ def http_request(request: object) -> HttpRequest:
 
 
 def answer_to(error: BaseException | None) -> Answer | None:
-    """The answer an exception deserves, None if that is not for this module to say."""
+    """The answer an exception deserves, None if that is not for this module to say.
+
+    What a hook of a commit raises is not: the work is done, and must not be repeated.
+    """
     for kind, answer in _ANSWERS:
-        if isinstance(error, kind):
+        if isinstance(error, kind) and not _is_from_hook(error):
             logger.warning("lock.request_refused", extra={"lock": error.name, "reason": str(error)})
             return answer
     return None
@@ -118,6 +121,10 @@ def response_of(request: object, answer: Answer) -> HttpResponse:
     if answer.retry_after is not None:
         response.headers["Retry-After"] = str(answer.retry_after)
     return response
+
+
+def _is_from_hook(error: BaseException) -> bool:
+    return any(frame.f_code is _HOOKS for frame, _ in walk_tb(error.__traceback__))
 
 
 def _http_request(argument: object) -> HttpRequest | None:

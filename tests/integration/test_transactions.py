@@ -311,7 +311,10 @@ def test_a_lease_lost_during_the_view_rolls_it_back(databases, mount):
 
 
 @pytest.mark.parametrize("error", [LockTimeout("deeper"), LockUnavailable("deeper")], ids=str)
-def test_what_a_hook_of_the_commit_raises_is_not_answered_as_if_nothing_were_done(databases, mount, error):
+@pytest.mark.parametrize("by", ["decorator", "middleware"])
+def test_what_a_hook_of_the_commit_raises_is_not_answered_as_if_nothing_were_done(
+    databases, mount, settings, error, by
+):
     def view(request):
         write(3)
         transaction.on_commit(fail)
@@ -320,7 +323,8 @@ def test_what_a_hook_of_the_commit_raises_is_not_answered_as_if_nothing_were_don
     def fail():
         raise error
 
-    mount(cache_lock("stock")(view))
+    settings.MIDDLEWARE = ["django_cluster_lock.views.ClusterLockMiddleware"] if by == "middleware" else []
+    mount(view if by == "middleware" else cache_lock("stock")(view))
     assert request().status_code == 500
     assert units() == 3
     assert is_free()
