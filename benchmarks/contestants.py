@@ -95,7 +95,7 @@ class Bare(Contestant):
             self.ask(pack([(b"SCRIPT", b"LOAD", script.text)]), 1)
         terms = protocol.Terms(TIMEOUT, 1, self.replicas, (b"host", b"1", b"MainThread", b""), 4)
         self.token = secrets.token_urlsafe(12).encode()
-        call = protocol.attempt(self.keys, self.token, terms, now=0, until=60, blocking=True)
+        call = protocol.attempt(self.keys, self.token, terms, now=0, deadline=60, queues=True)
         take = [command(call)]
         if self.replicas:
             take.append(wait(self.replicas, 1))

@@ -170,7 +170,7 @@ class Course:
             self._at_once(self.node)
             self.in_full = True
         elif code in {"MOVED", "ASK"} and self.node:
-            target = self.routes.redirected(str(refusal).split()[2], self.node)
+            target = self.routes.redirected(str(refusal).split()[-1], self.node)
             self._redirections += 1
             if self._redirections <= REDIRECTIONS:
                 self._at_once(target)
@@ -218,6 +218,7 @@ def replied(
         needed,
         first_sent or answer.sent,
         unanswered,
+        str(acks) if isinstance(acks, Refusal) else "",
     )
 
 
@@ -231,8 +232,9 @@ def sent(send: Send) -> Actions[Answer | NoAnswer]:
 
 def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     """Several calls at once, one write and one WAIT to each node; those that were refused go on one by one."""
+    deadline = max(call.deadline for call in batch.calls)
     if any(routes.primary(call.keys.slot) is None for call in batch.calls):
-        yield from learn(routes)
+        yield from learn(routes, None, deadline)
     by_node: dict[Node | None, list[int]] = defaultdict(list)
     for position, call in enumerate(batch.calls):
         by_node[routes.primary(call.keys.slot)].append(position)
@@ -246,7 +248,7 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     for node, outcome in answered.items():
         if isinstance(outcome, NoAnswer) and node is not None:
             routes.suspect(node)
-            yield from learn(routes, outcome.now)
+            yield from learn(routes, outcome.now, deadline)
     results: dict[int, Reply | LockError] = {}
     again: list[int] = []
     for node, positions in by_node.items():

@@ -233,7 +233,7 @@ class Holding:
             raise ValueError(f"{self!r} holds {len(locks)} locks, but the token is for {len(tokens)}")
         grants = []
         for keys, own in zip(locks, tokens, strict=True):
-            before = Grant(keys, own, fence=0, valid_until=now + terms.patience, unanswered=False)
+            before = Grant(keys, own, fence=0, valid_until=now + terms.patience, unanswered=True)  # for all we know
             grant = yield from protocol.renew(before, terms, deadline=now + terms.patience)
             if grant is None:
                 raise LockLost(keys.name, "the detached lease has ended or was released")

@@ -80,7 +80,8 @@ class Call:
 class Reply:
     """A script's answer: when its request was sent and when it came, and who acknowledged its writes.
 
-    ``first_sent`` is the time of the first attempt, ``unanswered`` that one before this stayed without an answer.
+    ``first_sent`` is the time of the first attempt, ``unanswered`` that one before this stayed without an answer,
+    ``objection`` why the server did not want to wait for replicas.
     """
 
     status: bytes
@@ -91,6 +92,7 @@ class Reply:
     needed: int = 0
     first_sent: float = 0.0
     unanswered: bool = False
+    objection: str = ""
 
 
 @dataclass(slots=True)
@@ -129,14 +131,13 @@ def acquire(
         keep: leases to renew after each slice of the wait; they are replaced in the list.
 
     Raises:
-        LockBusy: not blocking, and somebody holds or waits for it.
-        LockTimeout: it did not come free in time.
-        LockUnavailable: its shard did not answer.
-        LockNotReplicated: too few replicas acknowledged the lease.
+        LockBusy, LockTimeout: others hold or wait for it, and it was not to be waited for, or not that long.
+        LockUnavailable, LockNotReplicated: its shard did not answer, or too few replicas acknowledged the lease.
     """
     unanswered = False
+    deadline = until if blocking else now + terms.patience
     try:
-        call = attempt(keys, token, terms, now=now, until=until, blocking=blocking)
+        call = attempt(keys, token, terms, now=now, deadline=deadline, queues=blocking)
         while True:
             reply: Reply = yield call
             unanswered = unanswered or reply.unanswered
@@ -154,7 +155,7 @@ def acquire(
             if keep:
                 keep[:] = yield from keep_all(keep, terms)
             block = None if late else Block(keys.wake + token, nap(reply, until, terms))
-            call = attempt(keys, token, terms, now=reply.now, until=until, blocking=True, block=block)
+            call = attempt(keys, token, terms, now=reply.now, deadline=until, queues=True, block=block)
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -166,19 +167,18 @@ def acquire(
 
 
 def attempt(
-    keys: Keys, token: bytes, terms: Terms, *, now: float, until: float, blocking: bool, block: Block | None = None
+    keys: Keys, token: bytes, terms: Terms, *, now: float, deadline: float, queues: bool, block: Block | None = None
 ) -> Call:
-    """One call of the acquire script; while blocking it queues, and may follow a sleep."""
-    alive = terms.alive if blocking else b"0"
-    deadline = until if blocking else now + terms.patience
-    left = max(deadline - now - (block.seconds if block else 0), GRACE)
+    """One call of the acquire script, which may follow a sleep. Half the time left is the replicas' at most."""
+    alive = terms.alive if queues else b"0"
+    left = deadline - now - (block.seconds if block else 0)
     return Call(
         keys,
         scripts.ACQUIRE,
         (token, terms.ttl, alive, keys.member, *terms.owner),
         deadline,
         replicas=terms.replicas,
-        acknowledged_within=min(WAIT_FOR_REPLICAS, left),
+        acknowledged_within=min(WAIT_FOR_REPLICAS, max(left / 2, GRACE)),
         block=block,
     )
 
@@ -195,7 +195,8 @@ def nap(reply: Reply, until: float, terms: Terms) -> float:
 def granted(keys: Keys, token: bytes, terms: Terms, reply: Reply, *, unanswered: bool = False) -> Grant:
     """The lease an answer stands for, once enough replicas have it."""
     if reply.acks < reply.needed:
-        raise LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it")
+        why = f" ({reply.objection})" if reply.objection else ""
+        raise LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it{why}")
     return Grant(keys, token, number(reply.details[0]), reply.sent + terms.timeout, unanswered)
 
 
@@ -252,7 +253,8 @@ def acquire_all(
     try:
         while len(held) < len(locks):
             tried = {(keys, mint()): True for keys in locks[len(held) :]}
-            calls = [attempt(keys, token, terms, now=now, until=until, blocking=False) for keys, token in tried]
+            deadline = min(until, now + terms.patience) if blocking else now + terms.patience
+            calls = [attempt(keys, token, terms, now=now, deadline=deadline, queues=False) for keys, token in tried]
             replies: Replies = yield Batch(calls)
             tried = {lock: getattr(reply, "unanswered", True) for lock, reply in zip(tried, replies, strict=True)}
             for (keys, token), reply in zip(tried, replies, strict=True):

@@ -80,6 +80,8 @@ class Renewer:
         now = time.monotonic()
         current = []
         for lease in leases:
+            if lease.closed:  # while an earlier batch was under way
+                continue
             if now >= lease.valid_until:
                 held_too_long = "it was held for longer than max_hold" if now >= lease.hold_until else ""
                 self._lost(lease, held_too_long or lease.trouble(now))

@@ -5,13 +5,14 @@ ones too: a lease must reach each of them to survive any promotion. A standalone
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from django_cluster_lock.actions import TRANSIENT, Node, Refusal
 from django_cluster_lock.names import SLOTS
 
 Remap = Callable[[Node], Node]
+Layout: TypeAlias = tuple[list[Node | None], dict[Node, int]]
 
 
 class Topology:
@@ -48,6 +49,8 @@ class Topology:
     def redirected(self, to: str, asked: Node) -> Node:
         """Where a MOVED or ASK leads; without a host it means another port of the node that was asked."""
         host, _, port = to.rpartition(":")
+        if not port.isdecimal():  # no answer of Redis: the node is asked again
+            return asked
         return self._address((host or asked[0]).strip("[]"), int(port))
 
     def suspect(self, node: Node) -> None:
@@ -64,19 +67,28 @@ class Topology:
     def learn(self, values: Sequence[object], asked: Node) -> bool:
         """Takes over what a node tells; False if it tells nothing of use."""
         slots, nodes, info = values
-        if isinstance(slots, Refusal):
-            if "cluster support disabled" not in str(slots):
-                self.refused = "" if slots.code in TRANSIENT else str(slots)
-                return False
-            if len(self.startup) > 1:
-                self.refused = f"{asked[0]}:{asked[1]} is in no cluster: of such servers, LOCATION may name one alone"
-                return False
-            self.is_cluster = False
-            self._replicas = {asked: _connected_replicas(info)}
-            self._primaries = [asked] * SLOTS
-            return True
-        if not isinstance(slots, list) or not isinstance(nodes, bytes):
+        alone = isinstance(slots, Refusal) and "cluster support disabled" in str(slots)
+        if alone and len(self.startup) > 1:
+            self.refused = f"{asked[0]}:{asked[1]} is in no cluster: of such servers, LOCATION may name one alone"
             return False
+        for answer in (info,) if alone else (slots, nodes):
+            if isinstance(answer, Refusal):
+                self.refused = "" if answer.code in TRANSIENT else str(answer)
+                return False
+        try:
+            primaries, replicas = self._alone(info, asked) if alone else self._cluster(slots, nodes, asked)
+        except (AttributeError, LookupError, TypeError, ValueError):  # no answer of Redis
+            return False
+        if not replicas:
+            return False
+        self.is_cluster, self._primaries, self._replicas, self.refused = not alone, primaries, replicas, ""
+        self._suspects = {node: count for node, count in self._suspects.items() if node != asked}
+        return True
+
+    def _alone(self, info: Any, asked: Node) -> Layout:
+        return [asked] * SLOTS, {asked: _connected_replicas(info.decode())}
+
+    def _cluster(self, slots: Any, nodes: Any, asked: Node) -> Layout:
         counts = _replicas_by_primary(nodes.decode())
         primaries: list[Node | None] = [None] * SLOTS
         replicas: dict[Node, int] = {}
@@ -86,25 +98,22 @@ class Topology:
             replicas[node] = counts[node_id.decode()]
             for slot in range(start, end + 1):
                 primaries[slot] = node
-        if not replicas:
-            return False
-        self._primaries, self._replicas, self.refused = primaries, replicas, ""
-        self._suspects = {node: count for node, count in self._suspects.items() if node != asked}
-        return True
+        return primaries, replicas
 
     def _address(self, host: str, port: int) -> Node:
         return self._remap((host, port)) if self._remap else (host, port)
 
 
-def _replicas_by_primary(nodes: str) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for line in nodes.splitlines():
-        _, _, flags, primary, *_ = line.split()
+def _replicas_by_primary(nodes: str) -> dict[str, int]:
+    """How many replicas each node has, by its id."""
+    lines = [line.split() for line in nodes.splitlines()]
+    counts = {node_id: 0 for node_id, *_ in lines}
+    for _, _, flags, primary, *_ in lines:
         if "slave" in flags.split(","):
-            counts[primary] += 1
+            counts[primary] = counts.get(primary, 0) + 1
     return counts
 
 
-def _connected_replicas(info: object) -> int:
-    lines = info.decode().splitlines() if isinstance(info, bytes) else []
-    return next((int(line.partition(":")[2]) for line in lines if line.startswith("connected_slaves:")), 0)
+def _connected_replicas(info: str) -> int:
+    counts = [int(line.partition(":")[2]) for line in info.splitlines() if line.startswith("connected_slaves:")]
+    return counts[0]

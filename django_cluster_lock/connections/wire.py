@@ -57,4 +57,4 @@ def refusal(send: Send, error: Exception) -> Answer | None:
     if not isinstance(error, AuthenticationError | AuthorizationError | ResponseError):
         return None
     now = time.monotonic()
-    return Answer([Refusal(f"REFUSED {error}")] * len(send.commands), now, now)
+    return Answer([Refusal(str(error))] * len(send.commands), now, now)

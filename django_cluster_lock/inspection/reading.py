@@ -39,7 +39,7 @@ class Told(NamedTuple):
 
     @property
     def reason(self) -> str:
-        return self.value.reason if isinstance(self.value, NoAnswer) else str(self.value).removeprefix("REFUSED ")
+        return self.value.reason if isinstance(self.value, NoAnswer) else str(self.value)
 
 
 class Record(NamedTuple):
@@ -104,7 +104,7 @@ def know_layout(alias: str, topology: Topology) -> Actions[None]:
     """
     silence = yield from learn(topology)
     if not topology.primaries():
-        reason = topology.refused.removeprefix("REFUSED ") or silence
+        reason = topology.refused or silence
         raise ClusterUnavailable(alias, reason or "no node of it serves any slot")
 
 

@@ -180,7 +180,7 @@ class Operation:
     def _check_clean_up(self, granted=(), *, nothing_left=False):
         """I6: an acquire takes back, once, each token that it did not get, and ends it if it may still be asked for.
 
-        One that was told "busy" without queueing has nothing to take back.
+        One that was told "busy" without queueing may have nothing to take back.
         """
         if not self.kind.startswith("acquire") or self.interruptions > 1:
             return
@@ -192,8 +192,14 @@ class Operation:
                 elif call.script is protocol.scripts.RELEASE:
                     cancels.append(call.args[:2])
         cancelled = {token for token, _ in cancels}
-        left = set() if nothing_left else tried - {grant.token for grant in granted}
-        require(cancelled == left, "I6", "not what was tried in vain was taken back", left, cancels)
+        left = tried - {grant.token for grant in granted}
+        require(
+            cancelled == left or (nothing_left and not cancels),
+            "I6",
+            "not what was tried in vain was taken back",
+            left,
+            cancels,
+        )
         once = len(cancels) == len(cancelled) or (self.kind == "acquire_all" and self.interruptions)
         require(once, "I6", "a token was taken back more than once", cancels)
         ended = {token for token, mark in cancels if mark == b"1"}

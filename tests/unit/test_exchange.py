@@ -131,6 +131,7 @@ def test_replicas_that_nobody_waits_for():
 def test_a_wait_that_is_refused_acknowledges_nothing():
     reply = Cluster([OWN, Refusal("NOPERM no permissions to run wait")]).carry(calling())
     assert (reply.acks, reply.needed) == (0, 1)
+    assert reply.objection == "NOPERM no permissions to run wait"
 
 
 def test_release_declares_the_record_alone():
@@ -157,7 +158,7 @@ def test_no_node_tells_the_layout():
 
 
 def test_every_node_refuses_to_let_us_in():
-    cluster = Cluster([OWN, 1], known=False, layout=[Refusal("REFUSED invalid username-password pair")] * 3)
+    cluster = Cluster([OWN, 1], known=False, layout=[Refusal("invalid username-password pair")] * 3)
     with pytest.raises(LockUnavailable, match="invalid username-password"):
         cluster.carry(calling())
     assert cluster.pauses == [], "it will not change by trying again"
@@ -292,7 +293,7 @@ class TestTransient:
         "OOM command not allowed when used memory > 'maxmemory'.",
         "NOPERM User limited has no permissions to run the 'evalsha' command",
         "WRONGTYPE Operation against a key holding the wrong kind of value",
-        "REFUSED invalid username-password pair",
+        "invalid username-password pair",
         "ERR unknown",
     ],
 )
@@ -451,6 +452,14 @@ def test_a_layout_that_grew_old_is_learnt_anew(call):
     cluster.carry(call)
     assert len(cluster.layouts) == 1
     assert cluster.routes.replicas(A) == 2
+
+
+def test_a_layout_is_not_asked_for_past_the_deadline():
+    """Of all the nodes that might tell it, one at least is asked."""
+    cluster = Cluster([OWN, 1], layout={}, known=False)
+    replies = cluster.carry(Batch([calling(within=0), calling(OF_B[0], within=0)]))
+    assert [type(reply) for reply in replies] == [LockUnavailable] * 2
+    assert len(cluster.layouts) <= 3
 
 
 def test_those_moved_go_where_they_went():

@@ -72,6 +72,11 @@ def test_redirection(to, node):
     assert Topology([A]).redirected(to, A) == node
 
 
+@pytest.mark.parametrize("to", ["", "x", "foo", "10.0.0.9:"])
+def test_a_redirection_to_nowhere(to):
+    assert Topology([A]).redirected(to, A) == A
+
+
 def test_a_redirection_is_remembered():
     topology = Topology([A])
     topology.learn([TWO, NODES, INFO], A)
@@ -112,7 +117,14 @@ def test_several_servers_that_are_no_cluster_are_refused():
         ([Refusal("NOPERM no permissions"), NODES, INFO], "NOPERM no permissions"),
         ([Refusal("LOADING the dataset"), NODES, INFO], ""),
         ([[], NODES, INFO], ""),
-        ([TWO, Refusal("NOPERM no permissions"), INFO], ""),
+        ([TWO, Refusal("NOPERM no permissions"), INFO], "NOPERM no permissions"),
+        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, Refusal("NOPERM no permissions")], "NOPERM no permissions"),
+        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, b"role:master"], ""),
+        ([slots((0, 16383, b"10.0.0.1", 7000, b"unlisted")), NODES, INFO], ""),
+        ([slots((0, 16384, b"10.0.0.1", 7000, b"a")), NODES, INFO], ""),
+        ([[1], NODES, INFO], ""),
+        ([[[0, 5]], NODES, INFO], ""),
+        ([TWO, b"garbage", INFO], ""),
     ],
 )
 def test_an_answer_that_tells_nothing_leaves_what_is_known(values, refused):
