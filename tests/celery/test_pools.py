@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.celery.conftest import Worker
 from tests.celery.workload import join
+from tests.workers import Worker
 
 PATIENCE = 20
 
