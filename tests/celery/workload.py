@@ -202,6 +202,18 @@ def every_argument(a, b=2, *, c=3):
     return a
 
 
+@app.task(bind=True, name="optional")
+@single_flight(key=["key", "region", "options"])
+def optional(self, key, region=None, *, options=None, gated=False):
+    return work(self, key, "succeed", gated)
+
+
+@app.task(bind=True, name="whole")
+@single_flight(key=[])
+def whole(self, key):
+    return work(self, key)
+
+
 @app.task(name="gather")
 def gather(values):
     return values
