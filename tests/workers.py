@@ -61,6 +61,7 @@ def setup(start_server, tmp_path_factory):
         "prefix": prefix,
         "locks": {
             "default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 2, "CLOCK_SKEW": 0.1},
+            "verified": {"LOCATION": cluster.urls, "KEY_PREFIX": f"{prefix}-verified", "TIMEOUT": 2, "CLOCK_SKEW": 0.1},
             "nowhere": {
                 "LOCATION": "redis://127.0.0.1:1",
                 "KEY_PREFIX": "nowhere",

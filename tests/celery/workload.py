@@ -12,6 +12,7 @@ from celery import Celery, Task, shared_task
 from celery.exceptions import Ignore, Reject
 from celery.signals import task_prerun
 
+import django_cluster_lock.tasks  # noqa: F401 - as `autodiscover_tasks` does
 from django_cluster_lock import current_lock, single_flight
 
 app = Celery("flight-tests")
