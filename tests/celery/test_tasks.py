@@ -28,9 +28,11 @@ def litter(flights, setup):
 def test_verify_by_a_worker(flights, prefork, litter):
     litter()
     found = {"alias": "verified", "keys": 1, "findings": {"dead-entry": 1}, "repaired": 0, "unread": 0}
-    by_name = app.send_task(NAME, kwargs={"alias": "verified"})  # as beat does
+    by_name = app.send_task(NAME, kwargs={"alias": "verified"})
     assert by_name.get(PATIENCE) == found
+    flights.until_free(verify_locks, "verified")
     assert verify_locks.delay("verified", repair=True).get(PATIENCE) == found | {"repaired": 1}
+    flights.until_free(verify_locks, "verified")
     assert verify_locks.delay("verified").get(PATIENCE) == found | {"keys": 0, "findings": {}}
 
 
