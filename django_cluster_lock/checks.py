@@ -1,5 +1,6 @@
-"""The system checks: what is wrong with CLUSTER_LOCKS, found without a connection to Redis."""
+"""The system checks: what is wrong with CLUSTER_LOCKS and flights, found without a connection to Redis."""
 
+import sys
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's word
@@ -12,11 +13,20 @@ TAG = "cluster_lock"
 def register_all() -> None:
     """Makes the checks known to Django, under the tag ``cluster_lock``."""
     register(check_settings, TAG)
+    register(check_flights, TAG)
     register(check_deployment, TAG, deploy=True)
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
     return [message(problem) for problem in conf.problems()]
+
+
+def check_flights(**_: Any) -> list[CheckMessage]:
+    if "django_cluster_lock.flights.adoption" not in sys.modules:
+        return []  # the project has none, and perhaps no Celery
+    from django_cluster_lock.flights import faults
+
+    return [message(problem) for problem in faults.problems()]
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:

@@ -48,7 +48,11 @@ HINTS = {
     "and what a lock has a use for: see the settings reference.",
     "E022": "Give a value as redis-py's connections take it; for address_remap a callable or its dotted path.",
     "E023": "Name the production servers in LOCATION: the embedded cluster is for development and tests.",
+    "E024": "Set Celery's result_backend to one that other processes can read, or let the tasks do without results by "
+    "on_duplicate='skip' or 'raise', or ignore_result=True.",
     "W001": "One request without an answer would cost the lease. Stay below a third of TIMEOUT.",
+    "W002": "A duplicate that joins never gets the result of another process's call. Use a backend such as Redis.",
+    "W003": "Put @shared_task or @app.task above or below @single_flight: as it is, nothing keeps its calls apart.",
 }
 _KEYS = ("LOCATION", "CACHE", "KEY_PREFIX", "TIMEOUT", "BLOCKING_TIMEOUT", "REPLICAS", "CLOCK_SKEW", "OPTIONS")
 

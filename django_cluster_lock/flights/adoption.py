@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any
+from weakref import WeakSet
 
 from celery import Task
 from celery._state import _get_active_apps  # type: ignore[attr-defined]
@@ -20,6 +21,8 @@ from django_cluster_lock.flights.publish import publish
 from django_cluster_lock.flights.run import run
 
 MARK = "__single_flight__"  # on functions
+marked: WeakSet[Any] = WeakSet()  # the functions that are
+adopted: WeakSet[Any] = WeakSet()  # those of which there are tasks
 
 
 def mark(target: Any, policy: Policy) -> None:
@@ -28,24 +31,29 @@ def mark(target: Any, policy: Policy) -> None:
     Raises:
         TypeError: it is no function, or has no parameter that the key needs.
     """
-    function = _function(target)
+    function = function_of(target)
     if not inspect.isroutine(function):
         raise TypeError(f"single_flight decorates a task's function, or a task, not {target!r}")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"single_flight: {function.__qualname__} would run after the task's call has returned")
     policy.check(function)
     setattr(function, MARK, policy)
+    marked.add(inspect.unwrap(function))
     if target is not function:
+        adopted.add(inspect.unwrap(function))
         for app in _get_active_apps():
             for task in list(app._tasks.values()):  # noqa: SLF001 - `tasks` would finalize the app
-                if _function(task) is function:
+                if function_of(task) is function:
                     adopt(type(task), policy)
 
 
 def adopt(cls: Any, policy: Policy | None = None) -> None:
     """Makes a class of tasks one of single flight, if its ``run`` is marked or a policy is given."""
     own = cls.__dict__.get("run")
-    policy = policy or getattr(getattr(own, "__func__", own), MARK, None)
+    function = getattr(own, "__func__", own)
+    policy = policy or getattr(function, MARK, None)
+    if policy is not None and own is not None:
+        adopted.add(inspect.unwrap(function))
     if hasattr(cls, POLICY):  # its base is one already
         if own is not None:
             setattr(cls, POLICY, policy)
@@ -101,7 +109,7 @@ def _requests_over(base: Any) -> Any:
     return property(lambda _: made())
 
 
-def _function(target: Any) -> Any:
+def function_of(target: Any) -> Any:
     """What a task was made of; anything else is itself."""
     if type(target) is PromiseProxy and not target.__evaluated__():
         return object.__getattribute__(target, "_Proxy__args")[0]

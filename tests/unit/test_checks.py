@@ -15,12 +15,18 @@ from redis.credentials import UsernamePasswordCredentialProvider
 import django_cluster_lock
 from django_cluster_lock import conf
 from django_cluster_lock.checks import TAG
+from tests.celery import test_checks as flights
 
 AT = 'CLUSTER_LOCKS["default"]'
 GOOD = {"LOCATION": "redis://10.0.0.1:6379", "KEY_PREFIX": "shop"}
 
 
 constant = 42
+
+
+@pytest.fixture(autouse=True)
+def _without_other_tests_flights(monkeypatch):
+    monkeypatch.setattr("django_cluster_lock.flights.faults.problems", list)
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def test_a_good_setting_has_no_faults(faults):
 
 def test_every_check_has_a_hint_and_a_test():
     assert all(hint.strip().endswith(".") for hint in conf.HINTS.values())
-    tested = {name.split("_")[1] for name in globals() if name.startswith(("test_E0", "test_W0"))}
+    tested = {name.split("_")[1] for name in {**globals(), **vars(flights)} if name.startswith(("test_E0", "test_W0"))}
     assert tested == set(conf.HINTS)
 
 
