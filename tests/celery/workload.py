@@ -97,6 +97,10 @@ def retry_with_another_key(task, key):
     return again(task, key, countdown=0, args=(f"{key}-other",), kwargs={"how": "succeed"})
 
 
+def replace(task, key):
+    return task.replace(task.si(key))
+
+
 def lose(task, key):
     """Waits until the lease is lost, then goes on without looking."""
     while not current_lock().lost:
@@ -131,7 +135,7 @@ def fence(task, key):
 ENDS = {
     end.__name__: end
     for end in (
-        succeed, fail, ignore, reject, requeue, retry, retry_later, retry_with_another_key,
+        succeed, fail, ignore, reject, requeue, replace, retry, retry_later, retry_with_another_key,
         lose, lose_and_query, fence, message,
     )
 }  # fmt: skip

@@ -24,6 +24,8 @@
 | nothing tells that a call was swallowed                 | celery/test_duplicates: a_duplicate_is_skipped...        |
 | the visibility timeout makes two runs of one message    | celery/test_canvas: a_copy_of_a_message_that_is_running  |
 | tasks sent by name have no lock                         | celery/test_ends: an_unclaimed_key_is_claimed...         |
+| nor do those that beat sends                            | beat_joins_the_flight_under_way                          |
+| a task that replaces itself is its own duplicate        | a_task_that_replaces_itself_runs_again                   |
 | UUIDs as arguments fail                                 | test_celery_peers: arguments_of_every_kind...            |
 """
 
@@ -32,6 +34,7 @@ import pickle
 import signal
 
 import pytest
+from celery.beat import ScheduleEntry, Scheduler
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 
 from django_cluster_lock import DuplicateFlight
@@ -117,6 +120,19 @@ def test_a_retry_that_is_a_duplicate_fails_and_nothing_more(flights, prefork):
     assert outside.get(PATIENCE).startswith(other)
     os.kill(pid, 0)  # its child lives on
     assert prefork.process.poll() is None
+
+
+def test_beat_joins_the_flight_under_way(flights):
+    first = join.apply_async((flights.key,), queue="nobody")
+    entry = ScheduleEntry(name="x", task="join", args=[flights.key], schedule=60, options={"queue": "nobody"}, app=app)
+    assert Scheduler(app, lazy=True).apply_async(entry, advance=False).id == first.id
+
+
+def test_a_task_that_replaces_itself_runs_again(flights, prefork):
+    result = join.delay(flights.key, "replace")
+    assert result.get(PATIENCE).startswith(flights.key)
+    assert [event["id"] for event in flights.events("start")] == [result.id] * 2
+    flights.until_free(join, within=1)
 
 
 def test_the_exception_of_a_duplicate_survives_pickling():

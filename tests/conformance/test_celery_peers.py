@@ -7,6 +7,7 @@ celery-singleton
 | scenario                                        | test                                                             |
 |-------------------------------------------------|------------------------------------------------------------------|
 | an equal call gets the id of the first          | celery/test_duplicates: a_duplicate_joins_the_flight...          |
+| a call at commit is unique from the commit on   | a_call_at_commit_has_its_key_from_the_commit_on                  |
 | after success, after an error the key is free   | celery/test_ends: success, failure                               |
 | after a failed publish the key is free          | celery/test_ends: a_call_that_cannot_be_published...; below      |
 | positional equals keyword                       | celery/test_keys: positional_keyword_and_default_arguments...    |
@@ -47,8 +48,10 @@ celery-heimdall
 import datetime
 import decimal
 import uuid
+from contextlib import suppress
 
 import pytest
+from django.db import transaction
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
@@ -134,6 +137,21 @@ def test_a_broker_that_cannot_be_reached_leaves_no_key_behind(flights):
     with Connection("redis://127.0.0.1:1") as nowhere, pytest.raises(OperationalError):
         join.apply_async((flights.key,), connection=nowhere, retry=False)
     assert flights.free(join)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_call_at_commit_has_its_key_from_the_commit_on(flights):
+    class RolledBack(Exception):
+        pass
+
+    with suppress(RolledBack), transaction.atomic():
+        join.apply_async_on_commit((flights.key,), queue=NOBODY)
+        raise RolledBack
+    assert flights.free(join)
+    with transaction.atomic():
+        join.apply_async_on_commit((flights.key,), queue=NOBODY)
+        assert flights.free(join)
+    assert not flights.free(join)
 
 
 def test_a_message_that_is_lost_frees_the_key_after_its_queue_timeout(flights):
