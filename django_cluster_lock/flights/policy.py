@@ -49,10 +49,15 @@ class Policy:
         return self.key if isinstance(self.key, str) else template_of(self.key)
 
     def check(self, function: Callable[..., Any]) -> None:
-        """Raises a TypeError where the key needs an argument that the function does not have."""
+        """Raises a TypeError where the key needs an argument that the function does not have, or just names one."""
         if self.template is None or not (self.template or isinstance(self.key, str)):  # `[]`: no argument counts
             return
         signature = inspect.signature(function)
+        if isinstance(self.key, str) and self.key in signature.parameters:
+            raise TypeError(
+                f"single_flight: the key {self.key!r} is the same for every call of {function.__qualname__}; write "
+                f"'{{{self.key}}}' for its argument"
+            )
         missing = set(names.fields_of(self.template)) - signature.parameters.keys()
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
         if missing and not takes_any:

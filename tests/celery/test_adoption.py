@@ -174,6 +174,8 @@ def test_what_is_no_function_is_refused():
         single_flight(key="{x}")(42)
     with pytest.raises(TypeError, match="has no parameter 'x'"):
         single_flight(key="{x}")(plain)
+    with pytest.raises(TypeError, match=r"write '\{number\}' for its argument"):
+        single_flight(key="number")(plain)
     with pytest.raises(TypeError, match="after the task's call has returned"):
 
         @single_flight
