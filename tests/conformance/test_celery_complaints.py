@@ -9,7 +9,7 @@
 | one that is revoked in the queue, without an eta        | revoked_while_it_waits_in_the_queue                      |
 | a task that expires blocks for ever                     | celery/test_ends: expired_before_its_start               |
 | Ignore and Reject leave the lock                        | celery/test_ends: ignore_and_reject                      |
-| so does a call that cannot be published                 | celery/test_ends; test_celery_peers: a_broker...         |
+| so does a call that cannot be published                 | test_celery_peers: a_broker_that_cannot_be_reached...   |
 | so does a hard time limit                               | celery/test_ends: hard_time_limit                        |
 | so does a soft one                                      | a_soft_time_limit_is_a_failure_like_any_other            |
 | `.apply()` frees the lock of the run under way          | celery/test_inline: it_waits_for_the_flight_under_way    |
@@ -20,7 +20,7 @@
 | a duplicate's exception cannot be pickled               | the_exception_of_a_duplicate_survives_pickling           |
 | a duplicate at a retry ends the worker                  | a_retry_that_is_a_duplicate_fails_and_nothing_more       |
 | a retry is refused as a duplicate of itself             | celery/test_ends: a_retry_runs_under_the_same_id...      |
-| the lock's time runs from the call on, and runs out     | celery/test_ends: ...is_renewed; test_celery_peers: due  |
+| the lock's time runs from the call on, and runs out     | celery/test_ends: a_flight_that_runs_for_longer_than... |
 | nothing tells that a call was swallowed                 | celery/test_duplicates: a_duplicate_is_skipped...        |
 | the visibility timeout makes two runs of one message    | celery/test_canvas: a_copy_of_a_message_that_is_running  |
 | tasks sent by name have no lock                         | celery/test_ends: an_unclaimed_key_is_claimed...         |

@@ -9,7 +9,7 @@ celery-singleton
 | an equal call gets the id of the first          | celery/test_duplicates: a_duplicate_joins_the_flight...          |
 | a call at commit is unique from the commit on   | a_call_at_commit_has_its_key_from_the_commit_on                  |
 | after success, after an error the key is free   | celery/test_ends: success, failure                               |
-| after a failed publish the key is free          | celery/test_ends: a_call_that_cannot_be_published...; below      |
+| after a failed publish the key is free          | celery/test_ends: a_call_that_cannot...; a_broker_that_cannot... |
 | positional equals keyword                       | celery/test_keys: positional_keyword_and_default_arguments...    |
 | unique_on: some arguments count                 | what_is_not_in_the_key_does_not_count                            |
 | unique_on: an unknown argument is refused       | celery/test_adoption: what_is_no_function_is_refused             |
@@ -23,11 +23,11 @@ celery-singleton
 celery-once
 | scenario                                        | test                                                             |
 |-------------------------------------------------|------------------------------------------------------------------|
-| a duplicate raises; gracefully it does not      | celery/test_duplicates: a_duplicate_raises..., is_skipped...     |
+| a duplicate raises; gracefully it does not      | celery/test_duplicates: a_duplicate_raises..., a_duplicate_is... |
 | keys: some arguments count                      | what_is_not_in_the_key_does_not_count                            |
 | keys: none, one run at a time of the task       | a_key_of_no_arguments_is_one_for_the_whole_task                  |
 | keys: an optional argument that is left out     | an_optional_argument_of_the_key_may_be_left_out                  |
-| different arguments, different tasks: parallel  | celery/test_duplicates: different_keys...; test_keys: kept_apart |
+| different arguments, different tasks: parallel  | test_duplicates: different_keys...; test_keys: tasks_are_kept... |
 | a number and its text are the same              | celery/test_keys: positional_keyword_and_default_arguments...    |
 | self does not count                             | celery/test_keys: names_read_well                                |
 | a retry keeps the lock                          | celery/test_ends: a_waiting_retry_is_joined                      |
@@ -42,7 +42,7 @@ celery-heimdall
 | the key by a callable                           | a_callable_makes_the_key_of_a_call_however_it_is_written         |
 | joining the one that runs                       | celery/test_duplicates: a_duplicate_joins_the_flight...          |
 | the lock of a run ends with its time            | celery/test_ends: a_killed_child_holds_the_key_for_no_longer...  |
-| the locks live on servers of their own          | every test: CLUSTER_LOCKS is a cluster, the broker none          |
+| the locks live on servers of their own          | every one of them: the locks are on a cluster, not the broker  |
 """
 
 import datetime
