@@ -8,7 +8,8 @@ import sys
 import threading
 
 PRELUDE = """\
-import json, os, sys, threading, time
+import json, os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # even where the tests run in the background, and ignore it
 {first}
 import django
 from django.conf import settings
