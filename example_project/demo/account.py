@@ -94,7 +94,7 @@ def account_of(flood: Flood, faults: Faults, events: Sequence[int], payment_log:
 
 
 def add_payments(account: Account, log: Sequence[Mapping[str, Any]], events: Sequence[int]) -> None:
-    payments = {entry["id"]: entry for entry in log if "id" in entry and int(entry["event"]) in events}
+    payments = {entry["id"]: entry for entry in log if "beside" in entry and int(entry["event"]) in events}
     refunded = {entry["refund"] for entry in log if "refund" in entry} & payments.keys()
     delivered = set(Ticket.objects.filter(event__in=events).values_list("payment", flat=True))
     killed = account.faults.web.victim if account.faults.web else None

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 
@@ -24,20 +24,53 @@ class Faults:
     primary: Kill | None = None
 
 
+@dataclass(frozen=True)
+class RunKilled:
+    """A task's run that ended with its process.
+
+    Args:
+        victim: the process.
+        key: what it did.
+        at: when, on the monotonic clock.
+    """
+
+    victim: int
+    key: str
+    at: float
+
+
 def kill_a_web_process(shop: Shop, flood: Flood) -> Kill | None:
     """Kills one that has just taken a payment and has not yet written the ticket."""
     if not flood.reached(0.1):
         return None
+    payment = hold(shop)
+    if payment is None:
+        return None
+    shop.kill(int(payment["till"]))
+    return Kill(int(payment["till"]), [int(payment["event"])], time.monotonic(), ON_THEIR_WAY)
+
+
+def kill_a_run(shop: Shop) -> RunKilled | None:
+    """Kills the worker's process that has just had an invoice made, and has not yet noted it."""
+    invoice = hold(shop)
+    if invoice is None:
+        return None
+    victim = int(invoice["till"])
+    os.kill(victim, signal.SIGKILL)
+    return RunKilled(victim, f"bill {invoice['ticket']}", time.monotonic())
+
+
+def hold(shop: Shop) -> Mapping[str, str] | None:
+    """The next payment or invoice, whose maker now waits for its answer; None if there is none for long."""
     connection = HTTPConnection("127.0.0.1", shop.payment_port, timeout=10)
     try:
         connection.request("POST", "/hold")
-        payment = json.load(connection.getresponse())
+        held: Mapping[str, str] = json.load(connection.getresponse())
     except TimeoutError:  # nobody pays any more
         return None
     finally:
         connection.close()
-    shop.kill(int(payment["till"]))
-    return Kill(int(payment["till"]), [int(payment["event"])], time.monotonic(), ON_THEIR_WAY)
+    return held
 
 
 def kill_a_primary(cluster: embedded.Cluster, events: Sequence[int], flood: Flood) -> Kill | None:

@@ -1,7 +1,8 @@
 """The payment service, a process and a file of its own: ``python -m demo.payment_service SOCKET LOG SECONDS``.
 
 ``POST /payments`` takes a payment, logs it and answers after a while. ``POST /refunds`` takes one back.
-``POST /hold`` answers with the next payment, which it keeps from being answered for a second: time to kill its payer.
+``POST /invoices`` and ``/statements`` make one and log it, which takes longer. ``POST /hold`` answers with the next
+payment or invoice, which it keeps from being answered for a second: time to kill the process that waits for it.
 """
 
 import json
@@ -18,6 +19,7 @@ from urllib.parse import parse_qsl
 from demo.serving import inherited_socket, serve
 
 HOLD = 1.0
+PAPERWORK = 0.1  # seconds
 
 
 class Payments:
@@ -33,15 +35,33 @@ class Payments:
             payment = {"id": secrets.token_hex(8), **order, "beside": self.under_way[order["event"]]}
             self.under_way[order["event"]] += 1
             self.log.write(json.dumps(payment) + "\n")
-        try:
-            self.holds.get_nowait().put(payment)
-        except Empty:
-            time.sleep(self.latency)
-        else:
-            time.sleep(HOLD)
+        self.take_time(payment, self.latency)
         with self.lock:
             self.under_way[order["event"]] -= 1
         return payment
+
+    def invoices(self, order: dict[str, str]) -> dict[str, object]:
+        invoice = self.noted("invoice", order)
+        self.take_time(invoice, PAPERWORK)
+        return invoice
+
+    def statements(self, order: dict[str, str]) -> dict[str, object]:
+        time.sleep(PAPERWORK)
+        return self.noted("statement", order)
+
+    def noted(self, kind: str, order: dict[str, str]) -> dict[str, object]:
+        paper = {"id": secrets.token_hex(8), "kind": kind, **order}
+        with self.lock:
+            self.log.write(json.dumps(paper) + "\n")
+        return paper
+
+    def take_time(self, paper: dict[str, object], seconds: float) -> None:
+        try:
+            self.holds.get_nowait().put(paper)
+        except Empty:
+            time.sleep(seconds)
+        else:
+            time.sleep(HOLD)
 
     def refunds(self, order: dict[str, str]) -> dict[str, object]:
         with self.lock:

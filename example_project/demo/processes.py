@@ -6,14 +6,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 
 WEB_PROCESSES = 3
+CONCURRENCY = 4  # of each worker
 PAYMENT_LATENCY = 0.02
+DATABASE, PAYMENTS, RUNS = "shop.sqlite3", "payments.jsonl", "runs.jsonl"  # in the demo's folder
+
+
+Process = subprocess.Popen[str]
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Shop:
 
     port: int
     payment_port: int
-    web: tuple["subprocess.Popen[str]", ...]
+    web: tuple[Process, ...]
+    callers: tuple[Process, ...]
 
     def kill(self, pid: int) -> None:
         """SIGKILLs a web process, and waits for its end."""
@@ -32,47 +38,67 @@ class Shop:
 
 
 @contextmanager
-def running_shop(database: Path, payment_log: Path, log: Path, lock_servers: Sequence[str]) -> Iterator[Shop]:
-    """A payment service and several web processes until the end of the block."""
-    processes = []
+def running_shop(
+    folder: Path,
+    lock_servers: Sequence[str],
+    broker: str = "",
+    *,
+    web: int = WEB_PROCESSES,
+    workers: int = 0,
+    callers: int = 0,
+) -> Iterator[Shop]:
+    """A payment service, web processes, Celery workers, and processes that call tasks, until the end of the block."""
+    started: list[Process] = []
+    log = folder / "log"
     with _listener() as web_socket, _listener() as payment_socket, log.open("a") as errors:
         port, payment_port = web_socket.getsockname()[1], payment_socket.getsockname()[1]
         environment = {
-            "DATABASE_URL": str(database),
+            "DATABASE_URL": str(folder / DATABASE),
             "LOCK_SERVERS": ",".join(lock_servers),
+            "CELERY_BROKER": broker,
             "PAYMENT_URL": f"http://127.0.0.1:{payment_port}",
+            "RUN_LOG": str(folder / RUNS),
         }
+
+        def start(number: int, *command: str | socket.socket) -> tuple[Process, ...]:
+            processes = [_start(environment, errors.fileno(), *command) for _ in range(number)]
+            started.extend(processes)
+            return tuple(processes)
+
         try:
-            arguments = "demo.payment_service", payment_socket, str(payment_log), str(PAYMENT_LATENCY)
-            processes.append(_start(environment, errors.fileno(), *arguments))
-            processes += [_start(environment, errors.fileno(), "demo.web", web_socket) for _ in range(WEB_PROCESSES)]
-            for process in processes:
+            start(1, "demo.payment_service", payment_socket, str(folder / PAYMENTS), str(PAYMENT_LATENCY))
+            shop = Shop(port, payment_port, start(web, "demo.web", web_socket), start(callers, "demo.caller"))
+            start(workers, "demo.worker", str(CONCURRENCY))
+            for process in started:
                 if not process.stdout or process.stdout.readline() != "ready\n":
                     raise RuntimeError(f"A process of the shop did not start:\n{log.read_text()}")
-            yield Shop(port, payment_port, tuple(processes[1:]))
+            yield shop
         finally:
-            for process in processes:
-                process.kill()
-            for process in processes:
+            for process in started:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # a worker's children too
+            for process in started:
                 process.wait()
                 for pipe in (process.stdin, process.stdout):
                     if pipe:
-                        pipe.close()
+                        with suppress(BrokenPipeError):
+                            pipe.close()
 
 
 def _listener() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0), backlog=512)
 
 
-def _start(
-    environment: Mapping[str, str], errors: int, module: str, listener: socket.socket, *arguments: str
-) -> "subprocess.Popen[str]":
-    """Starts a module that serves a socket. A Ctrl-C in the terminal is ours to handle; if we die, it ends too."""
+def _start(environment: Mapping[str, str], errors: int, module: str, *arguments: str | socket.socket) -> Process:
+    """Starts a module, which may serve a socket. A Ctrl-C in the terminal is ours to handle; if we die, it ends too."""
+    sockets = [argument.fileno() for argument in arguments if isinstance(argument, socket.socket)]
+    texts = [argument if isinstance(argument, str) else str(argument.fileno()) for argument in arguments]
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # absolute: they have another working directory
     return subprocess.Popen(
-        [sys.executable, "-m", module, str(listener.fileno()), *arguments],
+        [sys.executable, "-m", module, *texts],
         cwd=settings.BASE_DIR,
-        env={**os.environ, **environment},
-        pass_fds=[listener.fileno()],
+        env={**os.environ, **path, **environment},
+        pass_fds=sockets,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

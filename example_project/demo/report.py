@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from textwrap import fill
+from typing import Any
 
 from demo.account import Account
-from demo.flood import BUSY, CUT_OFF, SOLD, SOLD_OUT, UNAVAILABLE, Flood
+from demo.flood import BUSY, CUT_OFF, SOLD, SOLD_OUT, UNAVAILABLE
 
 COLUMNS = "{:<48}{:>14}{:>14}"
 ROWS: Mapping[str, Callable[[Account], object]] = {
@@ -44,8 +45,8 @@ ONLY_IF_ANY = {
 class Progress:
     """A line that changes on a terminal, else a new one every other second."""
 
-    def __init__(self, title: str, flood: Flood) -> None:
-        self.title, self.flood = title, flood
+    def __init__(self, line: Callable[[], str]) -> None:
+        self.line = line
         self.live = sys.stdout.isatty()
         self.shown = time.monotonic()
 
@@ -54,23 +55,32 @@ class Progress:
         if not last and now < self.shown + (0.1 if self.live else 2):
             return
         self.shown = now
-        answers = self.flood.by_status
-        line = (
-            f"{self.title:>13}: {now - self.flood.began:4.1f} s, {answers.total():4} of {self.flood.total} requests, "
-            f"{answers[SOLD]} tickets sold"
-        )
+        line = self.line()
         print(f"\r{line}\x1b[K" if self.live else line, end="" if self.live and not last else "\n", flush=True)
 
 
 def report(guarded: Account, control: Account) -> Iterator[str]:
     """The whole account."""
+    paragraphs = (*incidents(guarded), *conclusion(guarded, control))
+    return table(("with the lock", "without it"), ROWS, ONLY_IF_ANY, guarded, control, paragraphs)
+
+
+def table(  # noqa: PLR0917
+    titles: tuple[str, str],
+    rows: Mapping[str, Callable[[Any], object]],
+    only_if_any: Set[str],
+    guarded: object,
+    control: object,
+    paragraphs: Iterable[str],
+) -> Iterator[str]:
+    """Two columns of figures, and what is to say about them."""
     yield ""
-    yield COLUMNS.format("", "with the lock", "without it")
-    for label, value in ROWS.items():
+    yield COLUMNS.format("", *titles)
+    for label, value in rows.items():
         columns = value(guarded), value(control)
-        if any(columns) or label not in ONLY_IF_ANY:
+        if any(columns) or label not in only_if_any:
             yield COLUMNS.format(label, *columns)
-    for sentences in (*incidents(guarded), *conclusion(guarded, control)):
+    for sentences in filter(None, paragraphs):
         yield ""
         yield fill(sentences, 76)
 

@@ -1,5 +1,6 @@
 """One of the shop's web processes: ``python -m demo.web SOCKET``."""
 
+from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 
 from demo.serving import inherited_socket, serve
@@ -25,5 +26,5 @@ if __name__ == "__main__":
     from ticketshop.wsgi import application
 
     server = Server(("", 0), Handler)
-    server.set_app(application)
+    server.set_app(StaticFilesHandler(application))
     serve(server)

@@ -29,6 +29,7 @@ class Ticket(models.Model):
     price = models.DecimalField(max_digits=8, decimal_places=2)
     payment = models.CharField(max_length=40, unique=True, help_text="The payment service's number for it.")
     fence = models.BigIntegerField(null=True, help_text="The number of the lease under which it was sold.")
+    invoice = models.CharField(max_length=40, blank=True, help_text="The payment service's number for it.")
     sold_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

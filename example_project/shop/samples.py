@@ -1,4 +1,7 @@
-from shop.models import Event
+import secrets
+from collections.abc import Sequence
+
+from shop.models import Event, Ticket
 
 PROGRAMME = (
     ("The Thundering Herd", "Great Hall", "48.00"),
@@ -14,3 +17,12 @@ def create_events(capacity: int) -> list[Event]:
     return [
         Event.objects.create(name=name, place=place, price=price, capacity=capacity) for name, place, price in PROGRAMME
     ]
+
+
+def create_tickets(events: Sequence[Event], number: int) -> list[Ticket]:
+    """So many sold tickets of each event, for which no invoice was sent yet."""
+    return Ticket.objects.bulk_create(
+        Ticket(event=event, buyer=f"buyer {seat}", price=event.price, payment=secrets.token_hex(8))
+        for event in events
+        for seat in range(1, number + 1)
+    )

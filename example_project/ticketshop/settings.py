@@ -16,6 +16,8 @@ TIME_ZONE = "UTC"
 
 # The payment service; without one, a payment just takes its time.
 PAYMENT_URL = os.environ.get("PAYMENT_URL", "")
+# Where the tasks note when they begin and end; empty for nowhere.
+RUN_LOG = os.environ.get("RUN_LOG", "")
 
 CLUSTER_LOCKS = {
     "default": {
@@ -26,6 +28,12 @@ CLUSTER_LOCKS = {
         "OPTIONS": {"socket_timeout": 0.9, "socket_connect_timeout": 0.5},
     },
 }
+
+CELERY_BROKER_URL = CELERY_RESULT_BACKEND = os.environ.get("CELERY_BROKER", "redis://127.0.0.1:6379/0")
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+# The message of a run whose process is killed goes back to its queue: each caller gets a result nevertheless.
+CELERY_TASK_ACKS_LATE = CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 
 INSTALLED_APPS = [
     "django.contrib.admin",

@@ -11,11 +11,16 @@ from demo.run import Demo
 
 
 class Command(BaseCommand):
-    help = "Floods the shop with buyers, with the lock and without it, kills processes, and does the accounts."
+    help = (
+        "Floods the shop with requests and calls, with the lock and without it, kills processes, and does the accounts."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--requests", type=int, default=3000, help="in each of the two floods (%(default)s)")
-        parser.add_argument("--seconds", type=float, default=45, help="that a flood lasts at most (%(default)s)")
+        parser.add_argument("--calls", type=int, default=2000, help="of tasks, in each of two floods (%(default)s)")
+        parser.add_argument(
+            "--seconds", type=float, default=45, help="that a flood of requests lasts at most (%(default)s)"
+        )
         parser.add_argument("--seed", type=int, default=1, help="of the buyers' choices (%(default)s)")
         parser.add_argument("--no-kill", action="store_true", help="let all processes live")
         parser.add_argument("--no-lock", action="store_true", help="leave the lock out of both floods: must fail")
@@ -26,6 +31,7 @@ class Command(BaseCommand):
                 demo = Demo(
                     Path(folder),
                     requests=options["requests"],
+                    calls=options["calls"],
                     seconds=options["seconds"],
                     seed=options["seed"],
                     kill=not options["no_kill"],

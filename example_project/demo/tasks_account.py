@@ -1,0 +1,152 @@
+"""What came of a flood of calls, by the log of the runs, by what the callers got, and by the payment service's log."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from demo.faults import RunKilled
+from demo.tasks_flood import Entry, TaskFlood
+from shop.models import Ticket
+
+
+class Run(NamedTuple):
+    """One run by its log: when it began and ended, and what it gave; None if it has not ended."""
+
+    key: str
+    id: str
+    pid: int
+    began: float
+    ended: float | None
+    result: str | None
+
+
+@dataclass
+class TaskAccount:
+    calls: int
+    seconds: float
+    killed: RunKilled | None
+    kill_wanted: bool
+    joined: int = 0  # calls that got the id of a flight under way
+    refused: int = 0  # calls that were told that the lock is unavailable
+    unanswered: int = 0  # calls that got no result, or an error
+    misled: int = 0  # calls whose result is not that of a run with their id
+    runs: int = 0
+    reports: int = 0
+    overlapping: int = 0  # runs that began before another one of their key had ended
+    cut_off: int = 0  # runs that ended by the kill
+    endless: int = 0  # runs that never ended, without an excuse
+    tickets: int = 0  # that somebody wanted an invoice of
+    unbilled: int = 0
+    invoices: int = 0
+    doubles: int = 0  # second and further invoices for a ticket
+    excused: int = 0  # those of them that are due to the kill
+    resumed: float | None = None  # seconds from the kill until the killed run's key was run again
+    same_task: bool = False  # whether that was the same task, come again
+    waiting: int = 0  # calls that waited for the killed run's task
+    served: int = 0  # and how many of them got a result
+
+    @property
+    def breaches(self) -> Mapping[str, int]:
+        """What single flight must never let happen, and how often it did."""
+        counts = {
+            "runs beside another one of the same key": self.overlapping,
+            "runs that never ended": self.endless,
+            "calls without a result": self.unanswered,
+            "calls with a result that is not their run's": self.misled,
+            "tickets without an invoice": self.unbilled,
+            "second invoices": self.doubles - self.excused,
+        }
+        return {what: count for what, count in counts.items() if count}
+
+
+def task_account_of(flood: TaskFlood, payment_log: Path, *, kill_wanted: bool) -> TaskAccount:
+    runs = runs_of(flood.runs.entries)
+    made, answered = flood.made, [entry for entry in flood.closed if "answered" in entry]
+    ids = {entry["id"] for entry in made if "id" in entry}
+    accepted = sum("id" in entry for entry in made)
+    account = TaskAccount(
+        calls=flood.total,
+        seconds=flood.ended - flood.began,
+        killed=flood.killed,
+        kill_wanted=kill_wanted,
+        joined=accepted - len(ids),
+        refused=sum("refused" in entry for entry in made),
+        unanswered=flood.total - sum("result" in entry for entry in answered) - (len(made) - accepted),
+        runs=len(runs),
+        reports=sum(run.key.startswith("report ") for run in runs),
+        overlapping=overlapping(runs, flood.killed),
+    )
+    given = defaultdict(set)
+    for run in runs:
+        given[run.id].add(run.result)
+    account.misled = sum(
+        "result" in entry and json.dumps(entry["result"], sort_keys=True) not in given[entry["id"]]
+        for entry in answered
+    )
+    unfinished = Counter(flood.killed is not None and run.pid == flood.killed.victim for run in runs if not run.ended)
+    account.cut_off, account.endless = unfinished[True], unfinished[False]
+    add_invoices(account, {key for _, key in made_keys(made, "bill")}, payment_log)
+    if flood.killed:
+        add_kill(account, flood.killed, runs, answered)
+    return account
+
+
+def made_keys(made: Iterable[Entry], task: str) -> Iterable[tuple[str, int]]:
+    for entry in made:
+        name, subject = entry["key"].split()
+        if name == task and "id" in entry:
+            yield name, int(subject)
+
+
+def runs_of(log: Iterable[Entry]) -> list[Run]:
+    """The runs, in the order of their beginnings."""
+    runs: dict[tuple[str, int], list[Run]] = defaultdict(list)
+    for entry in log:
+        ours = runs[entry["id"], entry["pid"]]
+        if entry["what"] == "start":
+            ours.append(Run(entry["key"], entry["id"], entry["pid"], entry["at"], None, None))
+        else:
+            ours[-1] = ours[-1]._replace(ended=entry["at"], result=json.dumps(entry["result"], sort_keys=True))
+    return sorted((run for ours in runs.values() for run in ours), key=lambda run: run.began)
+
+
+def overlapping(runs: Sequence[Run], killed: RunKilled | None) -> int:
+    """How many began before an earlier one of their key had ended; a killed one ended with its process."""
+    busy_until: dict[str, float] = {}
+    count = 0
+    for run in runs:
+        count += run.began < busy_until.get(run.key, -math.inf)
+        cut_off = killed and run.pid == killed.victim
+        ended = run.ended or (killed.at if killed and cut_off else math.inf)
+        busy_until[run.key] = max(ended, busy_until.get(run.key, -math.inf))
+    return count
+
+
+def add_invoices(account: TaskAccount, wanted: set[int], payment_log: Path) -> None:
+    log = [json.loads(line) for line in payment_log.read_text().splitlines()]
+    invoices = [entry for entry in log if entry.get("kind") == "invoice" and int(entry["ticket"]) in wanted]
+    by_ticket = Counter(int(invoice["ticket"]) for invoice in invoices)
+    kept = dict(Ticket.objects.filter(pk__in=wanted).values_list("pk", "invoice"))
+    account.tickets, account.invoices = len(wanted), len(invoices)
+    account.unbilled = sum(not kept[ticket] for ticket in wanted)
+    account.doubles = len(invoices) - len(by_ticket)
+    if killed := account.killed:
+        account.excused = sum(
+            int(invoice["till"]) == killed.victim and kept[int(invoice["ticket"])] != invoice["id"]
+            for invoice in invoices
+            if f"bill {invoice['ticket']}" == killed.key
+        )
+
+
+def add_kill(account: TaskAccount, killed: RunKilled, runs: Sequence[Run], answered: Sequence[Entry]) -> None:
+    lost = next((run for run in runs if run.pid == killed.victim and run.key == killed.key and not run.ended), None)
+    again = next((run for run in runs if run.key == killed.key and run.began > killed.at), None)
+    if lost and again:
+        account.resumed, account.same_task = again.began - killed.at, again.id == lost.id
+    if lost:
+        waiting = [entry for entry in answered if entry["id"] == lost.id]
+        account.waiting, account.served = len(waiting), sum("result" in entry for entry in waiting)

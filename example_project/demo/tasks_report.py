@@ -1,0 +1,61 @@
+"""What the demo prints of the calls of tasks."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from demo.report import counted, table
+from demo.tasks_account import TaskAccount
+
+ROWS: Mapping[str, Callable[[TaskAccount], object]] = {
+    "calls made": lambda a: a.calls,
+    "  joined a flight under way": lambda a: a.joined,
+    "  refused: the lock was unavailable": lambda a: a.refused,
+    "  without a result": lambda a: a.unanswered,
+    "  with a result that is not their run's": lambda a: a.misled,
+    "runs made": lambda a: a.runs,
+    "  beside another one of the same key": lambda a: a.overlapping,
+    "  cut off: the process was killed": lambda a: a.cut_off,
+    "  never ended": lambda a: a.endless,
+    "reports made": lambda a: a.reports,
+    "tickets to be billed": lambda a: a.tickets,
+    "  without an invoice": lambda a: a.unbilled,
+    "invoices in the payment service's log": lambda a: a.invoices,
+    "  second ones: the process was killed": lambda a: a.excused,
+    "  second ones: no reason": lambda a: a.doubles - a.excused,
+    "all results were there after": lambda a: f"{a.seconds:.1f} s",
+}
+ONLY_IF_ANY = {"  refused: the lock was unavailable", "  never ended", "  without an invoice"}
+
+
+def report_tasks(guarded: TaskAccount, control: TaskAccount) -> Iterator[str]:
+    """The whole account."""
+    paragraphs = (incident(guarded), *conclusion(guarded, control))
+    return table(("with one flight", "without it"), ROWS, ONLY_IF_ANY, guarded, control, paragraphs)
+
+
+def incident(account: TaskAccount) -> str:
+    """The kill with single flight at work, and what it cost."""
+    killed = account.killed
+    if killed is None:
+        return "No worker's process was killed: there was no invoice to be made." if account.kill_wanted else ""
+    if account.resumed is None:
+        return f"A worker's process, {killed.victim}, was killed (SIGKILL). Its key, {killed.key!r}, was not run again."
+    who = "the same task, whose message had gone back to the queue" if account.same_task else "another task"
+    return (
+        f"A worker's process, {killed.victim}, was killed (SIGKILL) between an invoice and its note. Its key, "
+        f"{killed.key!r}, stayed locked until its lease was over, and was run again {account.resumed:.1f} s after the "
+        f"kill, by {who}. {account.served} of the {account.waiting} calls that waited for that task got its result."
+    )
+
+
+def conclusion(guarded: TaskAccount, control: TaskAccount) -> Iterator[str]:
+    if guarded.breaches:
+        yield f"BROKEN with single flight: {counted(guarded.breaches)}."
+    else:
+        yield (
+            f"With single flight no two runs of a key overlapped, {guarded.calls} calls cost {guarded.runs} runs, and "
+            "every caller got the result of the run it had asked for or joined."
+        )
+    if control.breaches:
+        yield f"Without it: {counted(control.breaches)}."
+    else:
+        yield "Without it nothing broke this time: too few calls at once to show what it is for."

@@ -1,0 +1,70 @@
+"""The tasks' part of the demo: two floods of calls, which differ by the decorator alone."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.faults import kill_a_run
+from demo.processes import CONCURRENCY, PAYMENTS, Shop, running_shop
+from demo.report import Progress
+from demo.tasks_account import TaskAccount, task_account_of
+from demo.tasks_flood import TaskFlood, calls_for
+from django_cluster_lock import embedded
+from shop.samples import create_events, create_tickets
+
+CALLERS, WORKERS = 4, 2
+SEATS = 5  # of each event
+GUARDED, UNGUARDED = "", "_unguarded"
+
+
+@dataclass
+class TaskFloods:
+    folder: Path
+    calls: int
+    seed: int
+    kill: bool
+    lock: bool
+
+    def run(self, cluster: embedded.Cluster, broker: embedded.Cluster) -> tuple[TaskAccount, TaskAccount]:
+        """The accounts of the flood with single flight and of that without it."""
+        with running_shop(
+            self.folder, cluster.urls, f"{broker.urls[0]}/0", web=1, workers=WORKERS, callers=CALLERS
+        ) as shop:
+            print(
+                f"Now {self.calls} calls of tasks from {CALLERS} processes to {WORKERS} workers of {CONCURRENCY} "
+                f"processes each, twice.\nSee them at http://127.0.0.1:{shop.port}/locks/ while it lasts."
+            )
+            guarded = self.flood("single flight", GUARDED if self.lock else UNGUARDED, shop)
+            return guarded, self.flood("without it", UNGUARDED, shop)
+
+    def flood(self, title: str, suffix: str, shop: Shop) -> TaskAccount:
+        events = create_events(capacity=SEATS)
+        tickets = create_tickets(events, SEATS)
+        calls = calls_for(events, tickets, max(self.calls // CALLERS, 1), self.seed)
+        flood = TaskFlood(shop, self.folder, calls, suffix)
+
+        def go_wrong() -> None:
+            if flood.reached(0.1):
+                flood.killed = kill_a_run(shop)
+
+        with ThreadPoolExecutor(1) as pool:
+            flood.start()
+            going_wrong = pool.submit(go_wrong) if self.kill else None
+            progress = Progress(lambda: progress_of(title, flood))
+            while flood.under_way:
+                flood.look()
+                progress.show()
+                time.sleep(0.1)
+            flood.finish()
+            progress.show(last=True)
+            if going_wrong:
+                going_wrong.result()
+        return task_account_of(flood, self.folder / PAYMENTS, kill_wanted=self.kill)
+
+
+def progress_of(title: str, flood: TaskFlood) -> str:
+    return (
+        f"{title:>13}: {time.monotonic() - flood.began:4.1f} s, {len(flood.made):4} of {flood.total} calls made, "
+        f"{len(flood.begun)} runs, {len(flood.closed)} calls answered"
+    )
