@@ -23,8 +23,9 @@ Process = subprocess.Popen[str]
 
 @dataclass(frozen=True)
 class Shop:
-    """A running shop: the port of its web processes, which share one socket, and the payment service's."""
+    """A running shop: the log of its processes' errors, its ports, which all web processes share, and who runs it."""
 
+    log: Path
     port: int
     payment_port: int
     web: tuple[Process, ...]
@@ -67,7 +68,7 @@ def running_shop(
 
         try:
             start(1, "demo.payment_service", payment_socket, str(folder / PAYMENTS), str(PAYMENT_LATENCY))
-            shop = Shop(port, payment_port, start(web, "demo.web", web_socket), start(callers, "demo.caller"))
+            shop = Shop(log, port, payment_port, start(web, "demo.web", web_socket), start(callers, "demo.caller"))
             start(workers, "demo.worker", str(CONCURRENCY))
             for process in started:
                 if not process.stdout or process.stdout.readline() != "ready\n":

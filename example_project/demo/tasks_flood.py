@@ -69,8 +69,8 @@ class TaskFlood:
     def finish(self) -> None:
         """Waits until every caller is done."""
         for caller in self.shop.callers:
-            if caller.stdout:
-                caller.stdout.readline()
+            if not caller.stdout or caller.stdout.readline() != "ready\n":
+                raise RuntimeError(f"A process that calls tasks has died:\n{self.shop.log.read_text()}")
         self.ended = time.monotonic()
         self.stopped = True
         self.look()

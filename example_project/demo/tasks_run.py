@@ -14,7 +14,7 @@ from django_cluster_lock import embedded
 from shop.samples import create_events, create_tickets
 
 CALLERS, WORKERS = 4, 2
-SEATS = 5  # of each event
+SEATS = 10  # of each event
 GUARDED, UNGUARDED = "", "_unguarded"
 
 

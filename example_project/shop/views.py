@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -5,11 +7,29 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST, require_safe
 
 from django_cluster_lock import cache_lock, locks
+from django_cluster_lock.snapshots import LockSnapshot
 from shop.models import Event
 from shop.sales import SoldOut, sell
 
 # One sale of an event at a time, in whichever process. The others wait for their turn; who waits in vain gets a 409.
 one_at_a_time = cache_lock("event:{event_id}", blocking_timeout=10)
+
+FLIGHT = "flight:"  # so begin the names of the locks of tasks; then come the task's name and the key
+
+
+class Flight(NamedTuple):
+    """A task that waits for its run or is being run, by its lock."""
+
+    task: str
+    key: str
+    state: str
+    lock: LockSnapshot
+
+    @classmethod
+    def of(cls, lock: LockSnapshot) -> "Flight":
+        _, task, key = lock.name.split(":", 2)
+        running = "left by a process" if lock.state == "expired" else "running"
+        return cls(task.rpartition(".")[2], key, "queued" if lock.owner.thread == "queued" else running, lock)
 
 
 @require_safe
@@ -37,7 +57,10 @@ def buy(request: HttpRequest, event_id: int) -> HttpResponse:
 
 @require_safe
 def held_locks(request: HttpRequest) -> HttpResponse:
-    return render(request, "shop/locks.html", {"locks": locks["default"].list()})
+    listing = locks["default"].list()
+    held = [lock for lock in listing if not lock.name.startswith(FLIGHT)]
+    flights = [Flight.of(lock) for lock in listing if lock.name.startswith(FLIGHT)]
+    return render(request, "shop/locks.html", {"locks": held, "flights": flights, "unread": listing.unread})
 
 
 @require_safe
