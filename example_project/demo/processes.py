@@ -59,6 +59,7 @@ def running_shop(
             "CELERY_BROKER": broker,
             "PAYMENT_URL": f"http://127.0.0.1:{payment_port}",
             "RUN_LOG": str(folder / RUNS),
+            "TMPDIR": str(folder),  # what killed workers leave there goes with it
         }
 
         def start(number: int, *command: str | socket.socket) -> tuple[Process, ...]:

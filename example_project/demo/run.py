@@ -73,7 +73,7 @@ class Demo:
         """One flood; with a cluster, one of its primaries is killed too."""
         log, payment_log = self.folder / "log", self.folder / PAYMENTS
         events = [event.pk for event in create_events(capacity=max(self.requests // 36, 1))]
-        faults = Faults(wanted=self.kill)
+        faults = Faults(wanted=self.kill and self.requests > 0)
         with (
             ThreadPoolExecutor(1) as pool,
             running_shop(self.folder, cluster.urls if cluster else ()) as shop,

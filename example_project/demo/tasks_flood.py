@@ -5,10 +5,10 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from demo.faults import RunKilled
-from demo.processes import Shop
+from demo.processes import RUNS, Shop
 from shop.models import Event, Ticket
 
 Entry = dict[str, Any]
@@ -48,18 +48,24 @@ class TaskFlood:
         self.shop, self.calls, self.suffix = shop, calls, suffix
         self.total = len(calls) * len(shop.callers)
         self.log = folder / "calls.jsonl"
-        self.notes, self.runs = Notes(self.log), Notes(folder / "runs.jsonl")
+        self.notes, self.runs = Notes(self.log), Notes(folder / RUNS)
         self.killed: RunKilled | None = None
         self.stopped = False
         self.began = self.ended = time.monotonic()
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         order = json.dumps({"calls": self.calls, "suffix": self.suffix, "log": str(self.log)})
         self.began = time.monotonic()
         for caller in self.shop.callers:
             if caller.stdin:
                 caller.stdin.write(order + "\n")
                 caller.stdin.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped = True
+        self.notes.close()
+        self.runs.close()
 
     def look(self) -> None:
         """Reads what was noted since."""
@@ -74,8 +80,6 @@ class TaskFlood:
         self.ended = time.monotonic()
         self.stopped = True
         self.look()
-        self.notes.close()
-        self.runs.close()
 
     @property
     def under_way(self) -> bool:

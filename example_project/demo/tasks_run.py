@@ -28,28 +28,28 @@ class TaskFloods:
 
     def run(self, cluster: embedded.Cluster, broker: embedded.Cluster) -> tuple[TaskAccount, TaskAccount]:
         """The accounts of the flood with single flight and of that without it."""
-        with running_shop(
-            self.folder, cluster.urls, f"{broker.urls[0]}/0", web=1, workers=WORKERS, callers=CALLERS
-        ) as shop:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            running_shop(
+                self.folder, cluster.urls, f"{broker.urls[0]}/0", web=1, workers=WORKERS, callers=CALLERS
+            ) as shop,
+        ):
             print(
                 f"Now {self.calls} calls of tasks from {CALLERS} processes to {WORKERS} workers of {CONCURRENCY} "
                 f"processes each, twice.\nSee them at http://127.0.0.1:{shop.port}/locks/ while it lasts."
             )
-            guarded = self.flood("single flight", GUARDED if self.lock else UNGUARDED, shop)
-            return guarded, self.flood("without it", UNGUARDED, shop)
+            guarded = self.flood("single flight", GUARDED if self.lock else UNGUARDED, shop, pool)
+            return guarded, self.flood("without it", UNGUARDED, shop, pool)
 
-    def flood(self, title: str, suffix: str, shop: Shop) -> TaskAccount:
+    def flood(self, title: str, suffix: str, shop: Shop, pool: ThreadPoolExecutor) -> TaskAccount:
         events = create_events(capacity=SEATS)
-        tickets = create_tickets(events, SEATS)
-        calls = calls_for(events, tickets, max(self.calls // CALLERS, 1), self.seed)
-        flood = TaskFlood(shop, self.folder, calls, suffix)
+        calls = calls_for(events, create_tickets(events, SEATS), max(self.calls // CALLERS, 1), self.seed)
+        with TaskFlood(shop, self.folder, calls, suffix) as flood:
 
-        def go_wrong() -> None:
-            if flood.reached(0.1):
-                flood.killed = kill_a_run(shop)
+            def go_wrong() -> None:
+                if flood.reached(0.1):
+                    flood.killed = kill_a_run(shop)
 
-        with ThreadPoolExecutor(1) as pool:
-            flood.start()
             going_wrong = pool.submit(go_wrong) if self.kill else None
             progress = Progress(lambda: progress_of(title, flood))
             while flood.under_way:

@@ -27,9 +27,9 @@ class Flight(NamedTuple):
 
     @classmethod
     def of(cls, lock: LockSnapshot) -> "Flight":
-        _, task, key = lock.name.split(":", 2)
-        running = "left by a process" if lock.state == "expired" else "running"
-        return cls(task.rpartition(".")[2], key, "queued" if lock.owner.thread == "queued" else running, lock)
+        task, _, key = lock.name.removeprefix(FLIGHT).partition(":")
+        state = "queued" if lock.owner.thread == "queued" else "running"
+        return cls(task.rpartition(".")[2], key, "its lease is over" if lock.state == "expired" else state, lock)
 
 
 @require_safe

@@ -59,14 +59,14 @@ def run(start):
 
 
 def started_below(folder):
-    """The processes that were started with this directory for temporary files, or run in it, zombies aside.
+    """The processes that were started with a directory for temporary files in this one, or run in it, zombies aside.
 
     (A server that writes its state into its title has no environment left to see.)
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            given = f"TMPDIR={folder}\0".encode() in (process / "environ").read_bytes()
+            given = f"TMPDIR={folder}".encode() in (process / "environ").read_bytes()
             if given or (process / "cwd").readlink().is_relative_to(folder):
                 found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
@@ -84,13 +84,14 @@ def assert_nothing_is_left(folder):
     assert list(folder.iterdir()) == []
 
 
-def row(output, label):
-    """The two figures of a line of the account."""
+def row(output, label, part=""):
+    """The two figures of a line of the account, or of a part of it."""
+    output = output[output.index(part) :]
     return tuple(map(int, re.search(rf"^ *{re.escape(label)} +(\d+) +(\d+)$", output, re.MULTILINE).groups()))
 
 
 def test_the_lock_holds_and_its_absence_shows(run, tmp_path):
-    code, output = run("demo", "--requests=1500")
+    code, output = run("demo", "--requests=1500", "--calls=800")
     assert code == 0, output
     seats, _ = row(output, "seats")
     tickets, tickets_without = row(output, "tickets in the database")
@@ -104,16 +105,46 @@ def test_the_lock_holds_and_its_absence_shows(run, tmp_path):
     assert_nothing_is_left(tmp_path)
 
 
+def test_a_flight_serves_all_its_callers_and_its_absence_shows(run, tmp_path):
+    code, output = run("demo", "--requests=0", "--calls=800")
+    assert code == 0, output
+    assert row(output, "calls made") == (800, 800)
+    runs, runs_without = row(output, "runs made")
+    joined, _ = row(output, "joined a flight under way")
+    assert row(output, "cut off: the process was killed", part="calls made") == (1, 1)
+    assert (runs, runs_without) == (800 - joined + 1, 800 + 1)
+    assert runs < runs_without / 2
+    overlapping, overlapping_without = row(output, "beside another one of the same key")
+    assert overlapping == 0 < overlapping_without
+    assert row(output, "without a result")[0] == row(output, "with a result that is not their run's")[0] == 0
+    assert row(output, "invoices in the payment service's log")[0] == row(output, "tickets to be billed")[0] + 1
+    assert re.search(r"A worker's process, \d+, was killed .* was\s+run\s+again\s+\d", output, re.DOTALL)
+    served, waiting = map(int, re.search(r"(\d+)\s+of\s+the\s+(\d+)\s+calls\s+that\s+waited", output).groups())
+    assert served == waiting > 0
+    assert_nothing_is_left(tmp_path)
+
+
 def test_without_the_lock_it_fails(run):
-    code, output = run("demo", "--requests=400", "--no-kill", "--no-lock")
+    code, output = run("demo", "--requests=400", "--calls=4", "--no-kill", "--no-lock")
     assert code == 1, output
     assert "BROKEN with the lock" in output
     assert row(output, "oversold")[0] > 0
 
 
-@pytest.mark.parametrize("moment", ["A cluster of 6 nodes", "with the lock: "])
-def test_ctrl_c_leaves_nothing(start, tmp_path, moment):
-    demo = start("demo", PYTHONUNBUFFERED="1")
+def test_without_single_flight_it_fails(run):
+    code, output = run("demo", "--requests=0", "--calls=400", "--no-kill", "--no-lock")
+    assert code == 1, output
+    assert "BROKEN with the lock" not in output
+    assert "BROKEN with single flight" in output
+    assert row(output, "beside another one of the same key")[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("moment", "options"),
+    [("A cluster of 6 nodes", ()), ("with the lock: ", ()), ("single flight: ", ("--requests=0",))],
+)
+def test_ctrl_c_leaves_nothing(start, tmp_path, moment, options):
+    demo = start("demo", *options, PYTHONUNBUFFERED="1")
     assert any(moment in line for line in demo.stdout)
     os.killpg(demo.pid, signal.SIGINT)
     output, _ = demo.communicate(timeout=30)
@@ -123,10 +154,20 @@ def test_ctrl_c_leaves_nothing(start, tmp_path, moment):
     assert_nothing_is_left(tmp_path)
 
 
-def test_even_sigkill_leaves_no_process(start, tmp_path):
-    demo = start("demo", "--no-kill", PYTHONUNBUFFERED="1")
-    assert any("with the lock: " in line for line in demo.stdout)
-    assert len(started_below(tmp_path)) == 1 + 6 + 1 + 1 + 3  # it, nodes, their watcher, payments, web
+SERVERS = 6 + 1 + 1 + 1  # nodes, the broker, a watcher of each
+
+
+@pytest.mark.parametrize(
+    ("moment", "options", "processes"),
+    [
+        ("with the lock: ", (), 1 + 3),  # payments, web
+        ("single flight: ", ("--requests=0",), 1 + 1 + 4 + 2 * (1 + 4)),  # the same, callers, workers
+    ],
+)
+def test_even_sigkill_leaves_no_process(start, tmp_path, moment, options, processes):
+    demo = start("demo", "--no-kill", *options, PYTHONUNBUFFERED="1")
+    assert any(moment in line for line in demo.stdout)
+    assert len(started_below(tmp_path)) == 1 + SERVERS + processes
     demo.kill()
     wait_until(lambda: not started_below(tmp_path))
 
