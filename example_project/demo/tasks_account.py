@@ -5,6 +5,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,9 @@ class Run(NamedTuple):
     id: str
     pid: int
     began: float
-    ended: float | None
-    result: str | None
+    fence: int | None
+    ended: float | None = None
+    result: str | None = None
 
 
 @dataclass
@@ -30,12 +32,15 @@ class TaskAccount:
     seconds: float
     killed: RunKilled | None
     kill_wanted: bool
+    guarded: bool
     joined: int = 0  # calls that got the id of a flight under way
     refused: int = 0  # calls that were told that the lock is unavailable
     unanswered: int = 0  # calls that got no result, or an error
     misled: int = 0  # calls whose result is not that of a run with their id
     runs: int = 0
     reports: int = 0
+    with_fence: int = 0  # runs under a lock
+    out_of_order: int = 0  # runs whose fence is not above that of their key's run before
     overlapping: int = 0  # runs that began before another one of their key had ended
     cut_off: int = 0  # runs that ended by the kill
     endless: int = 0  # runs that never ended, without an excuse
@@ -54,6 +59,8 @@ class TaskAccount:
         """What single flight must never let happen, and how often it did."""
         counts = {
             "runs beside another one of the same key": self.overlapping,
+            "runs out of the order of their fences": self.out_of_order,
+            "runs without a lock": self.runs - self.with_fence if self.guarded else 0,
             "runs that never ended": self.endless,
             "calls without a result": self.unanswered,
             "calls with a result that is not their run's": self.misled,
@@ -63,7 +70,7 @@ class TaskAccount:
         return {what: count for what, count in counts.items() if count}
 
 
-def task_account_of(flood: TaskFlood, payment_log: Path, *, kill_wanted: bool) -> TaskAccount:
+def task_account_of(flood: TaskFlood, payment_log: Path, *, kill_wanted: bool, guarded: bool) -> TaskAccount:
     runs = runs_of(flood.runs.entries)
     made, answered = flood.made, [entry for entry in flood.closed if "answered" in entry]
     ids = {entry["id"] for entry in made if "id" in entry}
@@ -73,11 +80,14 @@ def task_account_of(flood: TaskFlood, payment_log: Path, *, kill_wanted: bool) -
         seconds=flood.ended - flood.began,
         killed=flood.killed,
         kill_wanted=kill_wanted,
+        guarded=guarded,
         joined=accepted - len(ids),
         refused=sum("refused" in entry for entry in made),
         unanswered=flood.total - sum("result" in entry for entry in answered) - (len(made) - accepted),
         runs=len(runs),
         reports=sum(run.key.startswith("report ") for run in runs),
+        with_fence=sum(run.fence is not None for run in runs),
+        out_of_order=out_of_order(runs),
         overlapping=overlapping(runs, flood.killed),
     )
     given = defaultdict(set)
@@ -89,17 +99,11 @@ def task_account_of(flood: TaskFlood, payment_log: Path, *, kill_wanted: bool) -
     )
     unfinished = Counter(flood.killed is not None and run.pid == flood.killed.victim for run in runs if not run.ended)
     account.cut_off, account.endless = unfinished[True], unfinished[False]
-    add_invoices(account, {key for _, key in made_keys(made, "bill")}, payment_log)
+    keys = {entry["key"] for entry in made if "id" in entry}
+    add_invoices(account, {int(key.removeprefix("bill ")) for key in keys if key.startswith("bill ")}, payment_log)
     if flood.killed:
         add_kill(account, flood.killed, runs, answered)
     return account
-
-
-def made_keys(made: Iterable[Entry], task: str) -> Iterable[tuple[str, int]]:
-    for entry in made:
-        name, subject = entry["key"].split()
-        if name == task and "id" in entry:
-            yield name, int(subject)
 
 
 def runs_of(log: Iterable[Entry]) -> list[Run]:
@@ -108,7 +112,7 @@ def runs_of(log: Iterable[Entry]) -> list[Run]:
     for entry in log:
         ours = runs[entry["id"], entry["pid"]]
         if entry["what"] == "start":
-            ours.append(Run(entry["key"], entry["id"], entry["pid"], entry["at"], None, None))
+            ours.append(Run(entry["key"], entry["id"], entry["pid"], entry["at"], entry["fence"]))
         else:
             ours[-1] = ours[-1]._replace(ended=entry["at"], result=json.dumps(entry["result"], sort_keys=True))
     return sorted((run for ours in runs.values() for run in ours), key=lambda run: run.began)
@@ -124,6 +128,15 @@ def overlapping(runs: Sequence[Run], killed: RunKilled | None) -> int:
         ended = run.ended or (killed.at if killed and cut_off else math.inf)
         busy_until[run.key] = max(ended, busy_until.get(run.key, -math.inf))
     return count
+
+
+def out_of_order(runs: Sequence[Run]) -> int:
+    """How many have a fence that is not above the one of their key's run before."""
+    fences: dict[str, list[int]] = defaultdict(list)
+    for run in runs:
+        if run.fence is not None:
+            fences[run.key].append(run.fence)
+    return sum(later <= earlier for each in fences.values() for earlier, later in pairwise(each))
 
 
 def add_invoices(account: TaskAccount, wanted: set[int], payment_log: Path) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+from django.conf import settings
+
 from demo.report import counted, table
 from demo.tasks_account import TaskAccount
 
@@ -13,6 +15,8 @@ ROWS: Mapping[str, Callable[[TaskAccount], object]] = {
     "  with a result that is not their run's": lambda a: a.misled,
     "runs made": lambda a: a.runs,
     "  beside another one of the same key": lambda a: a.overlapping,
+    "  under a lock": lambda a: a.with_fence,
+    "  out of the order of their fences": lambda a: a.out_of_order,
     "  cut off: the process was killed": lambda a: a.cut_off,
     "  never ended": lambda a: a.endless,
     "reports made": lambda a: a.reports,
@@ -23,13 +27,14 @@ ROWS: Mapping[str, Callable[[TaskAccount], object]] = {
     "  second ones: no reason": lambda a: a.doubles - a.excused,
     "all results were there after": lambda a: f"{a.seconds:.1f} s",
 }
+LONGEST_LEFT = settings.CLUSTER_LOCKS["default"]["TIMEOUT"] + settings.CLUSTER_LOCKS["default"]["CLOCK_SKEW"]
 ONLY_IF_ANY = {"  refused: the lock was unavailable", "  never ended", "  without an invoice"}
 
 
 def report_tasks(guarded: TaskAccount, control: TaskAccount) -> Iterator[str]:
     """The whole account."""
     paragraphs = (incident(guarded), *conclusion(guarded, control))
-    return table(("with one flight", "without it"), ROWS, ONLY_IF_ANY, guarded, control, paragraphs)
+    return table(("single flight", "without it"), ROWS, ONLY_IF_ANY, guarded, control, paragraphs)
 
 
 def incident(account: TaskAccount) -> str:
@@ -39,11 +44,12 @@ def incident(account: TaskAccount) -> str:
         return "No worker's process was killed: there was no invoice to be made." if account.kill_wanted else ""
     if account.resumed is None:
         return f"A worker's process, {killed.victim}, was killed (SIGKILL). Its key, {killed.key!r}, was not run again."
-    who = "the same task, whose message had gone back to the queue" if account.same_task else "another task"
+    came_again = "the same task, whose message had gone back to the queue and come again with growing pauses"
     return (
         f"A worker's process, {killed.victim}, was killed (SIGKILL) between an invoice and its note. Its key, "
-        f"{killed.key!r}, stayed locked until its lease was over, and was run again {account.resumed:.1f} s after the "
-        f"kill, by {who}. {account.served} of the {account.waiting} calls that waited for that task got its result."
+        f"{killed.key!r}, was locked until its lease was over, {LONGEST_LEFT:g} s later at most. It was run again "
+        f"{account.resumed:.1f} s after the kill, by {came_again if account.same_task else 'another task'}. "
+        f"{account.served} of the {account.waiting} calls that waited for the killed task got its result."
     )
 
 

@@ -38,10 +38,11 @@ class TaskFloods:
                 f"Now {self.calls} calls of tasks from {CALLERS} processes to {WORKERS} workers of {CONCURRENCY} "
                 f"processes each, twice.\nSee them at http://127.0.0.1:{shop.port}/locks/ while it lasts."
             )
-            guarded = self.flood("single flight", GUARDED if self.lock else UNGUARDED, shop, pool)
-            return guarded, self.flood("without it", UNGUARDED, shop, pool)
+            suffix = GUARDED if self.lock else UNGUARDED
+            guarded = self.flood("single flight", suffix, shop, pool, guarded=True)
+            return guarded, self.flood("without it", UNGUARDED, shop, pool, guarded=False)
 
-    def flood(self, title: str, suffix: str, shop: Shop, pool: ThreadPoolExecutor) -> TaskAccount:
+    def flood(self, title: str, suffix: str, shop: Shop, pool: ThreadPoolExecutor, *, guarded: bool) -> TaskAccount:
         events = create_events(capacity=SEATS)
         calls = calls_for(events, create_tickets(events, SEATS), max(self.calls // CALLERS, 1), self.seed)
         with TaskFlood(shop, self.folder, calls, suffix) as flood:
@@ -60,7 +61,7 @@ class TaskFloods:
             progress.show(last=True)
             if going_wrong:
                 going_wrong.result()
-        return task_account_of(flood, self.folder / PAYMENTS, kill_wanted=self.kill)
+        return task_account_of(flood, self.folder / PAYMENTS, kill_wanted=self.kill, guarded=guarded)
 
 
 def progress_of(title: str, flood: TaskFlood) -> str:

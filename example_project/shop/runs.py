@@ -9,6 +9,8 @@ from typing import Any
 from celery import current_task
 from django.conf import settings
 
+from django_cluster_lock import current_lock
+
 
 def noted(work: Callable[[int], Any], subject: int) -> Any:
     """Does the work, and notes when it begins and ends."""
@@ -25,7 +27,15 @@ def noted(work: Callable[[int], Any], subject: int) -> Any:
 def note(what: str, key: str, **details: object) -> None:
     """Appends a line with one write, so that the lines of several processes do not mix."""
     if settings.RUN_LOG:
-        entry = {"what": what, "key": key, "id": current_task.request.id, "pid": os.getpid(), "at": time.monotonic()}
+        lock = current_lock()
+        entry = {
+            "what": what,
+            "key": key,
+            "id": current_task.request.id,
+            "pid": os.getpid(),
+            "at": time.monotonic(),
+            "fence": lock.fence if lock else None,
+        }
         log = os.open(settings.RUN_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(log, json.dumps(entry | details).encode() + b"\n")

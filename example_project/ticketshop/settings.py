@@ -25,6 +25,7 @@ CLUSTER_LOCKS = {
         "KEY_PREFIX": "shop",
         # Renewed while a lock is held. It is what a killed process costs the shop: with CLOCK_SKEW, 4 s.
         "TIMEOUT": 3,
+        "CLOCK_SKEW": 1,
         "OPTIONS": {"socket_timeout": 0.9, "socket_connect_timeout": 0.5},
     },
 }

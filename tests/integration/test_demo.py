@@ -118,7 +118,7 @@ def test_a_flight_serves_all_its_callers_and_its_absence_shows(run, tmp_path):
     assert overlapping == 0 < overlapping_without
     assert row(output, "without a result")[0] == row(output, "with a result that is not their run's")[0] == 0
     assert row(output, "invoices in the payment service's log")[0] == row(output, "tickets to be billed")[0] + 1
-    assert re.search(r"A worker's process, \d+, was killed .* was\s+run\s+again\s+\d", output, re.DOTALL)
+    assert re.search(r"A worker's process, \d+, was killed .* run\s+again\s+\d", output, re.DOTALL)
     served, waiting = map(int, re.search(r"(\d+)\s+of\s+the\s+(\d+)\s+calls\s+that\s+waited", output).groups())
     assert served == waiting > 0
     assert_nothing_is_left(tmp_path)
