@@ -12,7 +12,8 @@ from redis import RedisCluster
 
 from demo.flood import Flood, Kill
 from demo.processes import Shop
-from django_cluster_lock import embedded
+from django_cluster_lock import embedded, locks
+from shop.tasks import bill
 
 ON_THEIR_WAY = 0.5  # seconds in which answers given before a kill still arrive
 
@@ -32,11 +33,13 @@ class RunKilled:
         victim: the process.
         key: what it did.
         at: when, on the monotonic clock.
+        freed: how many seconds after that its lock came free, if it had one.
     """
 
     victim: int
     key: str
     at: float
+    freed: float | None
 
 
 def kill_a_web_process(shop: Shop, flood: Flood) -> Kill | None:
@@ -50,14 +53,26 @@ def kill_a_web_process(shop: Shop, flood: Flood) -> Kill | None:
     return Kill(int(payment["till"]), [int(payment["event"])], time.monotonic(), ON_THEIR_WAY)
 
 
-def kill_a_run(shop: Shop) -> RunKilled | None:
+def kill_a_run(shop: Shop, *, guarded: bool) -> RunKilled | None:
     """Kills the worker's process that has just had an invoice made, and has not yet noted it."""
     invoice = hold(shop)
     if invoice is None:
         return None
     victim = int(invoice["till"])
     os.kill(victim, signal.SIGKILL)
-    return RunKilled(victim, f"bill {invoice['ticket']}", time.monotonic())
+    killed = time.monotonic()
+    freed = seconds_locked(f"flight:{bill.name}:{invoice['ticket']}", victim) if guarded else None
+    return RunKilled(victim, f"bill {invoice['ticket']}", killed, freed)
+
+
+def seconds_locked(name: str, pid: int) -> float:
+    """How long a process still has a lock."""
+    began = time.monotonic()
+    while True:
+        lock = locks["default"].show(name)
+        if lock.state != "held" or lock.owner.pid != str(pid):
+            return time.monotonic() - began
+        time.sleep(0.02)
 
 
 def hold(shop: Shop) -> Mapping[str, str] | None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection
 
@@ -67,6 +68,7 @@ class Demo:
             for name in "cluster", "broker":
                 stack.callback(embedded.down, self.folder / name)
             cluster = embedded.up(self.folder / "cluster", owner=True)
+            settings.CLUSTER_LOCKS["default"]["LOCATION"] = cluster.urls  # before anything here asks for a lock
             yield cluster, embedded.up(self.folder / "broker", cluster=False, owner=True)
 
     def flood(self, title: str, path: str, cluster: embedded.Cluster | None) -> Account:

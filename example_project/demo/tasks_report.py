@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from django.conf import settings
-
 from demo.report import counted, table
 from demo.tasks_account import TaskAccount
 
@@ -27,7 +25,6 @@ ROWS: Mapping[str, Callable[[TaskAccount], object]] = {
     "  second ones: no reason": lambda a: a.doubles - a.excused,
     "all results were there after": lambda a: f"{a.seconds:.1f} s",
 }
-LONGEST_LEFT = settings.CLUSTER_LOCKS["default"]["TIMEOUT"] + settings.CLUSTER_LOCKS["default"]["CLOCK_SKEW"]
 ONLY_IF_ANY = {"  refused: the lock was unavailable", "  never ended", "  without an invoice"}
 
 
@@ -45,10 +42,13 @@ def incident(account: TaskAccount) -> str:
     if account.resumed is None:
         return f"A worker's process, {killed.victim}, was killed (SIGKILL). Its key, {killed.key!r}, was not run again."
     came_again = "the same task, whose message had gone back to the queue and come again with growing pauses"
+    freed = (
+        f"came free with the end of its lease {killed.freed:.1f} s after the kill" if killed.freed else "had no lock"
+    )
     return (
         f"A worker's process, {killed.victim}, was killed (SIGKILL) between an invoice and its note. Its key, "
-        f"{killed.key!r}, was locked until its lease was over, {LONGEST_LEFT:g} s later at most. It was run again "
-        f"{account.resumed:.1f} s after the kill, by {came_again if account.same_task else 'another task'}. "
+        f"{killed.key!r}, {freed}. It was run again {account.resumed:.1f} s after the kill, by "
+        f"{came_again if account.same_task else 'another task'}. "
         f"{account.served} of the {account.waiting} calls that waited for the killed task got its result."
     )
 

@@ -49,7 +49,7 @@ class TaskFloods:
 
             def go_wrong() -> None:
                 if flood.reached(0.1):
-                    flood.killed = kill_a_run(shop)
+                    flood.killed = kill_a_run(shop, guarded=guarded and self.lock)
 
             going_wrong = pool.submit(go_wrong) if self.kill else None
             progress = Progress(lambda: progress_of(title, flood))
