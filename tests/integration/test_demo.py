@@ -172,6 +172,60 @@ def test_even_sigkill_leaves_no_process(start, tmp_path, moment, options, proces
     wait_until(lambda: not started_below(tmp_path))
 
 
+RUNS = """
+from types import SimpleNamespace
+
+from demo.faults import RunKilled
+from demo.tasks_account import overlapping, out_of_order, runs_of, task_account_of
+
+def line(what, key, id, pid, at, fence, **more):
+    return {"what": what, "key": key, "id": id, "pid": pid, "at": at, "fence": fence} | more
+
+log = [
+    line("start", "report 1", "a", 1, 1.0, 5),
+    line("start", "report 2", "b", 2, 1.5, 9),
+    line("end", "report 1", "a", 1, 2.0, 5, result="A"),
+    line("start", "report 1", "c", 1, 2.5, 4),  # its fence went back
+    line("start", "report 1", "d", 3, 2.6, 6),  # beside the one before
+    line("end", "report 1", "c", 1, 3.0, 4, result="C"),
+    line("end", "report 1", "d", 3, 3.1, 6, result="D"),
+    line("start", "report 2", "b", 4, 4.0, 10),  # after the end of its first process, which left none
+    line("end", "report 2", "b", 4, 5.0, 10, result="B"),
+]
+runs = runs_of(log)
+assert [run.id for run in runs] == list("abcdb")
+assert overlapping(runs, None) == 2
+killed = RunKilled(2, "report 2", 2.0, None)
+assert overlapping(runs, killed) == 1
+assert overlapping(runs, RunKilled(2, "report 2", 4.5, None)) == 2
+assert out_of_order(runs) == 1
+
+def answer(id, result):
+    return {"key": "report 1", "id": id, "answered": 6.0, "result": result}
+
+made = [{"key": "report 1", "id": id} for id in "aacdb"]
+closed = [answer("a", "A"), answer("a", "C"), answer("c", "C"), answer("b", "B")]
+flood = SimpleNamespace(runs=SimpleNamespace(entries=log), made=made, closed=closed, total=6, began=0, ended=6)
+flood.killed = killed
+account = task_account_of(flood, SimpleNamespace(read_text=str), kill_wanted=True, guarded=True)
+assert (account.joined, account.misled, account.unanswered) == (1, 1, 2)  # one call was not even made
+assert (account.cut_off, account.endless) == (1, 0)
+assert (account.resumed, account.same_task, account.waiting, account.served) == (2.0, True, 1, 1)
+print(*account.breaches, sep=", ")
+"""
+
+
+def test_the_account_sees_what_is_wrong(run, tmp_path):
+    environment = {"DATABASE_URL": str(tmp_path / "shop.sqlite3")}
+    run("shop", **environment)
+    code, output = run("shell", "--verbosity=0", "-c", RUNS, **environment)
+    assert code == 0, output
+    assert output == (
+        "runs beside another one of the same key, runs out of the order of their fences, calls without a result, "
+        "calls with a result that is not their run's\n"
+    )
+
+
 PAGES = """
 from django.test import Client
 from shop.models import Event
