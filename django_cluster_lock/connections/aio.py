@@ -21,12 +21,19 @@ class AsyncWire:
     @classmethod
     async def open(cls, options: ConnectionOptions, node: Node, within: float) -> "AsyncWire":
         connection = options.async_connection(node, within)
-        await connection.connect()
+        await connection._connect()  # noqa: SLF001 - what it opens is ours to close, at once where it comes to nothing
         reader, writer = connection._reader, connection._writer  # noqa: SLF001 - they have no public names
         assert reader is not None
         assert writer is not None
-        connection._reader = connection._writer = None  # noqa: SLF001 - they are ours now
-        return cls(reader, writer)
+        wire = cls(reader, writer)
+        try:
+            await connection.on_connect()
+        except BaseException:
+            wire.abort()
+            raise
+        finally:
+            connection._reader = connection._writer = None  # noqa: SLF001
+        return wire
 
     def is_quiet(self) -> bool:
         return not (self._reader.at_eof() or self._writer.is_closing())
