@@ -20,7 +20,7 @@ class ScriptMutant:
         scripts: names of those that have the text; each must have it once.
         old: the text.
         new: what takes its place.
-        breaks: the invariants of which one must be reported.
+        breaks: the invariants it is aimed at.
     """
 
     what: str

