@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from django_cluster_lock import names, protocol
 from django_cluster_lock.aliases import aliases
-from django_cluster_lock.errors import LockError
 from django_cluster_lock.holding import new_token
 from django_cluster_lock.names import Keys
 from django_cluster_lock.protocol import Terms, ask, give_up
@@ -49,9 +48,9 @@ class Claim(NamedTuple):
         token, terms = self.token.encode(), self.terms(task_id)
         aliases[self.alias].run(protocol.acquire(self.keys, token, terms, now=now, until=now, blocking=False))
 
-    def give_back(self) -> None:
+    def give_back(self, *, mark: bool = False) -> None:
         """Frees the key if it is still this claim's. One attempt, which never raises: else the claim's time ends it."""
         try:
-            aliases[self.alias].run(ask(give_up(self.keys, self.token.encode(), mark=False)))
-        except LockError as error:
+            aliases[self.alias].run(ask(give_up(self.keys, self.token.encode(), mark=mark)))
+        except Exception as error:
             logger.warning("flight.claim_not_freed", extra={"lock": self.name, "reason": str(error)})

@@ -68,7 +68,8 @@ class Flight(Lock):
         terms = claim.terms(self.task_id)
         deadline = time.monotonic() + terms.patience
         if not (yield from protocol.transfer(lease.grant, claim.token.encode(), terms, deadline=deadline)):
-            raise LockLost(lease.name, "its retry will have to acquire it")
+            yield from protocol.release(lease.grant, deadline=deadline, valid_until=lease.valid_until)
+            raise LockLost(lease.name, "its retry was dropped, or will have to acquire it")
 
     def _terms(self) -> Terms:
         return self._alias.terms_of_task(self.timeout, self.task_id)

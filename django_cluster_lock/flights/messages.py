@@ -8,6 +8,7 @@ from celery import Task
 from kombu.serialization import dumps
 
 HEADER = "cluster_lock"
+SENT_BACK = "_single_flight_sent_back"  # on the request: the claim goes on with its message
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0  # seconds until it is delivered again
 # What Celery writes into a message's headers, but for `eta`; all else that a request has it got from elsewhere.
 _HEADERS = (
@@ -30,6 +31,7 @@ class Ticket(NamedTuple):
     token: str | None = None
     flight_of: str | None = None
     turns: int = 0
+    serializer: str | None = None
 
     @classmethod
     def of(cls, headers: Mapping[str, Any]) -> "Ticket":
@@ -54,7 +56,7 @@ def send_back(task: "Task[..., Any]", ticket: Ticket) -> None:
         "chain": request.chain,
         "chord": request.chord,
     }
-    content_type, encoding, body = dumps((request.args, request.kwargs, embedded), task.serializer)
+    content_type, encoding, body = dumps((request.args, request.kwargs, embedded), ticket.serializer or task.serializer)
     delivery: Mapping[str, Any] = request.delivery_info or {}
     with task.app.producer_pool.acquire(block=True) as producer:
         producer.publish(
@@ -71,3 +73,4 @@ def send_back(task: "Task[..., Any]", ticket: Ticket) -> None:
             delivery_mode=(request.properties or {}).get("delivery_mode"),
             retry=True,
         )
+    request.update({SENT_BACK: True})

@@ -17,7 +17,9 @@ class GivesBack:
         ticket = Ticket.of(self.request_dict)  # type: ignore[attr-defined]
         if ticket.token and not terminated:
             policy = getattr(self.task, POLICY)  # type: ignore[attr-defined]
-            Claim(policy.alias, ticket.name, ticket.token, policy.queue_timeout).give_back()
+            # The attempt before a retry may yet be leaving it the key: it must not, once this is dropped.
+            is_retry = bool(self.request_dict.get("retries"))  # type: ignore[attr-defined]
+            Claim(policy.alias, ticket.name, ticket.token, policy.queue_timeout).give_back(mark=is_retry)
 
 
 class FlightRequest(GivesBack, Request):

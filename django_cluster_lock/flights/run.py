@@ -15,10 +15,11 @@ from django.db import connections
 
 from django_cluster_lock.errors import DuplicateFlight, LockBusy, LockError, LockUnavailable
 from django_cluster_lock.flights import duplicates
+from django_cluster_lock.flights.claims import Claim
 from django_cluster_lock.flights.flight import Flight
 from django_cluster_lock.flights.keys import name_of
-from django_cluster_lock.flights.messages import Ticket, send_back
-from django_cluster_lock.flights.policy import Policy
+from django_cluster_lock.flights.messages import SENT_BACK, Ticket, send_back
+from django_cluster_lock.flights.policy import POLICY, Policy
 from django_cluster_lock.flights.results import outcome_of
 from django_cluster_lock.flights.started import store_started
 from django_cluster_lock.lock import Lock
@@ -159,9 +160,20 @@ def _end(task: "Task[..., Any]", **_: Any) -> None:
     """Frees the key after the outcome was stored, so that whoever finds it free can have that."""
     flight = running(task.request)
     if flight is None:
+        _give_back_unused(task)
         return
     task.request.update({_FLIGHT: None})
     try:
         flight.end()
     except LockError as error:
         logger.warning("flight.not_freed", extra={"lock": flight.name, "reason": str(error)})
+
+
+def _give_back_unused(task: "Task[..., Any]") -> None:
+    """Frees the claim of a message that ends here without a flight: its hook raised, or it ran without the lock."""
+    request, policy = task.request, getattr(task, POLICY, None)
+    if policy is None or request.is_eager or request.get(SENT_BACK):
+        return
+    ticket = Ticket.of(request.headers or {})
+    if ticket.token:
+        Claim(policy.alias, ticket.name, ticket.token, policy.queue_timeout).give_back(mark=bool(request.retries))

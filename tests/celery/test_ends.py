@@ -2,14 +2,17 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import EncodeError
 
-from django_cluster_lock import LockLost, LockUnavailable
-from tests.celery.workload import app, autoretry, brief, carefree, cut_off, join, late, requeued, tell
+from django_cluster_lock import LockLost, LockUnavailable, conf
+from django_cluster_lock.flights import claims
+from django_cluster_lock.flights.claims import Claim
+from tests.celery.workload import app, autoretry, brief, carefree, cut_off, hooked, join, late, requeued, tell
 from tests.records import until
 
 pytestmark = pytest.mark.usefixtures("prefork")
@@ -25,6 +28,26 @@ def test_failure(flights):
     with pytest.raises(LookupError):
         join.delay(flights.key, "fail").get(PATIENCE)
     flights.until_free(join, within=1)
+
+
+def test_failure_before_the_body(flights):
+    with pytest.raises(LookupError):
+        hooked.delay(flights.key, "fail").get(PATIENCE)
+    flights.until_free(hooked, within=2)
+
+
+def test_retry_before_the_body(flights):
+    assert hooked.delay(flights.key, "retry").get(PATIENCE)
+    flights.until_free(hooked, within=2)
+
+
+@pytest.mark.parametrize("error", [LockUnavailable("a", "down"), RuntimeError("no such alias"), LookupError("gone")])
+def test_nothing_that_fails_in_the_parent_costs_a_slot_of_its_pool(monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(claims, "aliases", {"default": SimpleNamespace(settings=conf.load(), run=fail)})
+    Claim.new("default", "flight:a:b", 10).give_back()
 
 
 @pytest.mark.parametrize("how", ["ignore", "reject"])

@@ -201,6 +201,23 @@ def autoretry(self, key):
     return work(self, key, "succeed" if self.request.retries else "fail")
 
 
+class Hooked(Task):
+    """A base whose hook fails, or retries, before the body is reached."""
+
+    def before_start(self, task_id, args, kwargs):
+        note("hook", args[0])
+        if args[1] == "retry" and not self.request.retries:
+            raise self.retry(countdown=0)
+        if args[1] == "fail":
+            raise LookupError(args[0])
+
+
+@app.task(bind=True, name="hooked", base=Hooked)
+@single_flight(key="{key}")
+def hooked(self, key, before):
+    return work(self, key)
+
+
 @app.task(name="every_argument")
 @single_flight
 def every_argument(a, b=2, *, c=3):
