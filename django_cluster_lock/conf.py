@@ -18,13 +18,14 @@ from django_cluster_lock.servers import EMBEDDED
 
 DEFAULT_ALIAS = "default"
 EMBEDDED_PREFIX = "locks"
-TIMEOUT, BLOCKING_TIMEOUT, CLOCK_SKEW = 30.0, 10.0, 1.0
+TIMEOUT, BLOCKING_TIMEOUT, CLOCK_SKEW, SWEEP_INTERVAL = 30.0, 10.0, 1.0, 60.0
 
 HINTS = {
     "E001": 'Set CLUSTER_LOCKS = {"default": {"LOCATION": ["redis://10.0.0.1:6379"], "KEY_PREFIX": "shop"}}.',
     "E002": 'Write it as {"default": {"LOCATION": ["redis://10.0.0.1:6379"], "KEY_PREFIX": "shop"}}.',
     "E003": "Add it to CLUSTER_LOCKS; cache_lock uses 'default' where no other alias is named.",
-    "E004": "The keys are LOCATION or CACHE, KEY_PREFIX, TIMEOUT, BLOCKING_TIMEOUT, REPLICAS, CLOCK_SKEW, OPTIONS.",
+    "E004": "The keys are LOCATION or CACHE, KEY_PREFIX, TIMEOUT, BLOCKING_TIMEOUT, REPLICAS, CLOCK_SKEW, "
+    "SWEEP_INTERVAL, OPTIONS.",
     "E005": "Give LOCATION (URLs of some nodes) or CACHE (an alias of CACHES whose servers to use), one of them.",
     "E006": 'Give a URL such as "redis://10.0.0.1:6379", or a list of them.',
     "E007": "Use redis://user:password@host:port, or rediss:// for TLS, special characters percent-encoded. A cluster "
@@ -50,11 +51,22 @@ HINTS = {
     "E023": "Name the production servers in LOCATION: the embedded cluster is for development and tests.",
     "E024": "Set Celery's result_backend to one that other processes can read, or let the tasks do without results by "
     "on_duplicate='skip' or 'raise', or ignore_result=True.",
+    "E025": "Give the seconds between two sweeps for what dead flights left behind, above 0, or None for no sweeps.",
     "W001": "One request without an answer would cost the lease. Stay below a third of TIMEOUT.",
     "W002": "A duplicate that joins never gets the result of another process's call. Use a backend such as Redis.",
     "W003": "Put @shared_task or @app.task above or below @single_flight: as it is, nothing keeps its calls apart.",
 }
-_KEYS = ("LOCATION", "CACHE", "KEY_PREFIX", "TIMEOUT", "BLOCKING_TIMEOUT", "REPLICAS", "CLOCK_SKEW", "OPTIONS")
+_KEYS = (
+    "LOCATION",
+    "CACHE",
+    "KEY_PREFIX",
+    "TIMEOUT",
+    "BLOCKING_TIMEOUT",
+    "REPLICAS",
+    "CLOCK_SKEW",
+    "SWEEP_INTERVAL",
+    "OPTIONS",
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ class AliasSettings:
     replicas: int | None = None
     clock_skew: float = CLOCK_SKEW
     options: Mapping[str, Any] = field(default_factory=dict)
+    sweep_interval: float | None = SWEEP_INTERVAL
 
 
 class Problem(ImproperlyConfigured):
@@ -163,6 +176,7 @@ def _settings(alias: str, config: Mapping[str, Any]) -> AliasSettings:
         blocking_timeout=config.get("BLOCKING_TIMEOUT", BLOCKING_TIMEOUT),
         replicas=None if replicas == "auto" else replicas,
         clock_skew=config.get("CLOCK_SKEW", CLOCK_SKEW),
+        sweep_interval=config.get("SWEEP_INTERVAL", SWEEP_INTERVAL),
         options={**inherited, **config.get("OPTIONS", {})},
     )
 
@@ -270,6 +284,7 @@ def _number_problems(where: str, config: Mapping[str, Any]) -> Iterator[Problem]
         "E018": ("BLOCKING_TIMEOUT", lambda wait: wait is None or (_is_number(wait) and wait >= 0)),
         "E019": ("REPLICAS", lambda count: count == "auto" or (type(count) is int and count >= 0)),
         "E020": ("CLOCK_SKEW", lambda skew: _is_number(skew) and skew >= 0),
+        "E025": ("SWEEP_INTERVAL", lambda interval: interval is None or (_is_number(interval) and interval > 0)),
     }
     for number, (key, fit) in fits.items():
         if key in config and not fit(config[key]):

@@ -289,7 +289,7 @@ def request_all(calls: Sequence[Call], node: Node, routes: Routes) -> Send:
 
 
 def command(call: Call, *, in_full: bool = False) -> Command:
-    keys = (call.keys.record, call.keys.index)[: call.script.key_count]
+    keys = (call.keys.record, call.keys.index)[: call.script.key_count] + call.also
     how = (b"EVAL", call.script.text) if in_full else (b"EVALSHA", call.script.sha)
     return (*how, b"%d" % len(keys), *keys, *call.args)
 

@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Literal, TypeAlias, TypeVar
 from weakref import ReferenceType, WeakValueDictionary, ref
@@ -119,6 +119,11 @@ class Holding:
         for lease in self._held():
             if reason := lease.trouble():
                 raise LockLost(lease.name, reason)
+
+    def when_lost(self, call: Callable[[Lease], None]) -> None:
+        """Has it called once, in the renewer's thread, when a lease held here is found lost."""
+        for lease in self._held():
+            lease.on_lost.append(call)
 
     # Flows
 

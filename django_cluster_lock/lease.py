@@ -32,7 +32,7 @@ class Lease:
 
     It is trusted until `valid_until`, which renewals move on and which never lies later than the server's deadline.
     `lost` says why it ended early, if it did; `closed` that its holder gave it up; `place` where it is held;
-    `keeper` what it goes back to, if it was taken over from there.
+    `keeper` what it goes back to, if it was taken over from there; `on_freed` is called once its lock was freed.
     """
 
     __slots__ = (
@@ -42,6 +42,7 @@ class Lease:
         "hold_until",
         "keeper",
         "lost",
+        "on_freed",
         "on_lost",
         "pid",
         "place",
@@ -59,6 +60,7 @@ class Lease:
         self.place = place
         self.keeper: object = None
         self.on_lost: list[Callable[[Lease], None]] = []
+        self.on_freed: Callable[[], None] | None = None
         self.pid = os.getpid()
 
     @property
@@ -100,6 +102,9 @@ def letting_go(leases: Sequence[Lease], *, patience: float) -> Flow[None]:
         failed: list[Grant | LockError] = [] if released else list(grants)
     else:
         failed = yield from protocol.release_all(grants, deadline=deadline, valid_until=valid_until)
+    for lease in leases:
+        if lease.on_freed:
+            lease.on_freed()
     for failure in failed:
         if isinstance(failure, LockError):
             raise failure

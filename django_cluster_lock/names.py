@@ -64,6 +64,11 @@ def index_key(prefix: str, slot: int) -> bytes:
     return f"{prefix}:index:{{{slot_tags()[slot]}}}".encode()
 
 
+def outboxes_key(prefix: str, slot: int) -> bytes:
+    """The key of the index of one slot's locks behind which messages are parked."""
+    return f"{prefix}:outboxes:{{{slot_tags()[slot]}}}".encode()
+
+
 def check_prefix(prefix: str) -> str:
     """The prefix, or a ValueError when a brace in it would move every lock into one slot."""
     if _has_brace(prefix):

@@ -61,6 +61,7 @@ class Call:
     """One script to run on one lock's shard.
 
     Args:
+        also: keys of the script besides the lock's own.
         replicas: how many must acknowledge what it wrote; None for all that the shard has.
         deadline: when to give up trying, on the monotonic clock; an attempt gets a little time in any case.
         once: one attempt, but for redirections.
@@ -74,6 +75,7 @@ class Call:
     acknowledged_within: float = WAIT_FOR_REPLICAS
     block: Block | None = None
     once: bool = False
+    also: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -356,10 +358,15 @@ def transfer(grant: Grant, successor: bytes, terms: Terms, *, deadline: float) -
 
 def busy(keys: Keys, reply: Reply, kind: type[LockBusy] = LockBusy) -> LockBusy:
     """The error for the answer 'busy' or 'queued', with the holder that it tells."""
-    owner = Owner(*(value.decode(errors="replace") if isinstance(value, bytes) else "" for value in reply.details[2:6]))
+    owner = owner_of(reply)
     error = kind(keys.name, holder=str(owner))
     error.owner = owner
     return error
+
+
+def owner_of(reply: Reply) -> Owner:
+    """The holder that an answer tells which did not grant the lock."""
+    return Owner(*(value.decode(errors="replace") if isinstance(value, bytes) else "" for value in reply.details[2:6]))
 
 
 def ask(call: Call) -> Flow[Reply]:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar, overload
 
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.flights.adoption import mark
-from django_cluster_lock.flights.policy import Key, OnDuplicate, OnLost, OnUnavailable, Policy
+from django_cluster_lock.flights.policy import Key, OnDuplicate, OnLost, OnUnavailable, Policy, Scope
 from django_cluster_lock.holding import UNSET, Unset
 
 F = TypeVar("F")
@@ -18,6 +18,7 @@ def single_flight(
     *,
     key: Key = ...,
     on_duplicate: OnDuplicate = ...,
+    scope: Scope = ...,
     alias: str = ...,
     timeout: float | Unset = ...,
     queue_timeout: float = ...,
@@ -31,6 +32,7 @@ def single_flight(
     *,
     key: Key = None,
     on_duplicate: OnDuplicate = "join",
+    scope: Scope = "flight",
     alias: str = DEFAULT_ALIAS,
     timeout: float | Unset = UNSET,
     queue_timeout: float = 3600.0,
@@ -42,13 +44,16 @@ def single_flight(
 
     Below or above ``@shared_task`` or ``@app.task``. A call that finds its key in flight is a duplicate. One that
     Celery waits for under an id of its own (``task_id``, a link, a member of a chain, group or chord) is published
-    nevertheless and settled when it is run.
+    nevertheless. If a worker finds its key in flight, the message is parked in Redis, not in the worker.
 
     Args:
         key: what makes two calls the same: every argument, those named in a template such as ``"invoice:{number}"``,
             those in a list of names, or what a callable makes of them.
         on_duplicate: what the caller of a duplicate gets: "join", the result of the flight under way; "skip", a
-            result without a value; "raise", `DuplicateFlight`.
+            result without a value; "raise", `DuplicateFlight`; "rerun", the result of the one run that follows, with
+            the latest call's arguments; "wait", a run of its own after those before it, first in, first out.
+        scope: when the key is taken: "flight", from the call to the end of the run; "queued", until the run starts;
+            "running", during the run.
         alias: which entry of CLUSTER_LOCKS the locks belong to.
         timeout: the length of a run's lease in seconds, which is renewed; by default the setting TIMEOUT.
         queue_timeout: for how many seconds a call that waits to be run holds its key, counted from its eta. Later
@@ -62,7 +67,7 @@ def single_flight(
     Raises:
         TypeError, ValueError: an argument cannot be used; the message names it.
     """
-    policy = Policy(key, on_duplicate, alias, timeout, queue_timeout, max_hold, on_lost, on_unavailable)
+    policy = Policy(key, on_duplicate, scope, alias, timeout, queue_timeout, max_hold, on_lost, on_unavailable)
 
     def decorate(target: Any) -> Any:
         mark(target, policy)

@@ -1,32 +1,49 @@
 """The lock of a run."""
 
+import logging
 import time
+from functools import partial
 from typing import Any
 
 from celery import Task
 
-from django_cluster_lock import protocol
-from django_cluster_lock.errors import LockLost
-from django_cluster_lock.flights.claims import Claim
+from django_cluster_lock.flights import outbox
+from django_cluster_lock.flights.ground import Ground
+from django_cluster_lock.flights.messages import Message
+from django_cluster_lock.flights.outbox import Landing
 from django_cluster_lock.flights.policy import Policy
+from django_cluster_lock.flights.results import Packed
 from django_cluster_lock.holding import new_token
 from django_cluster_lock.lease import Place
 from django_cluster_lock.lock import Lock
-from django_cluster_lock.protocol import Flow, Grant, Terms
+from django_cluster_lock.protocol import Flow, Grant, Reply, Terms, owner_of
+from django_cluster_lock.snapshots import Owner
 
+logger = logging.getLogger("django_cluster_lock")
 LONGEST_RUN = 24 * 3600.0  # of a task without a hard time limit: a hung one must not hold its key for ever
 
 
 class Flight(Lock):
-    """The lock of one run: taken over from the claim that its message carried, or acquired like any other.
+    """The lock of one run: taken over from the claim of its message, or acquired like any other.
 
     Args:
         task_id: the run's Celery task; empty for one that runs inline, whose result nobody else can ask for.
+        retries: how often it was tried before.
+        token: what its lease is to have, if somebody else has to know it.
     """
 
-    successor: Claim | None = None  # what the key is to become at the end: the claim of a retry
+    retry_delay: float | None = None  # set once the run has published a retry under its key, to the seconds until then
 
-    def __init__(self, task: "Task[..., Any]", policy: Policy, name: str, task_id: str = "") -> None:
+    def __init__(
+        self,
+        task: "Task[..., Any]",
+        policy: Policy,
+        name: str,
+        task_id: str = "",
+        *,
+        retries: int = 0,
+        token: bytes | None = None,
+    ) -> None:
         super().__init__(
             name,
             alias=policy.alias,
@@ -35,44 +52,66 @@ class Flight(Lock):
             raise_on_release_error=policy.on_lost == "abort",
         )
         self.task_id = task_id
+        self.entry, self.next_entry = f"{task_id}:{retries}", f"{task_id}:{retries + 1}"
+        self.ground = Ground.of(task.app, policy, name)
+        self._own_token = token
 
-    def start(self, token: str | None) -> None:
-        """Takes the claim of that token over, or acquires the lock if it is free.
+    def start(self, message: Message | None = None, *, flight_of: str = "", copy: bool = False) -> tuple[str, Owner]:
+        """Takes the claim of its message over, or acquires the lock if it is free; with a message, parks that if not.
+
+        Args:
+            flight_of: the task of whose flight it is a duplicate, which it waits for.
+            copy: whether the message may be a copy of one that has run.
+
+        Returns:
+            "own"; "busy" or "parked", with the holder; "apart": that flight has ended; "ended": it is a copy; "over".
 
         Raises:
-            LockBusy: another flight has it. LockUnavailable, LockNotReplicated: as for any lock.
+            LockUnavailable, LockNotReplicated: as for any lock.
         """
-        self._run(self._starting(token))
+        reply = self._run(self._starting(message.dumps() if message else b"", flight_of, copy))
+        if isinstance(reply, Grant):
+            return "own", Owner()
+        return reply.status.decode(), owner_of(reply)
 
-    def end(self) -> None:
-        """Frees the key, or leaves it to the retry that follows.
-
-        Raises:
-            LockLost: the lease had ended. LockUnavailable: Redis could not be told.
-        """
-        self._run(self._leaving_to(self.successor) if self.successor else self._releasing())
-
-    def _starting(self, token: str | None) -> Flow[None]:
-        if token:
-            (keys,), terms, now = self._keys(), self._terms(), time.monotonic()
-            claim = Grant(keys, token.encode(), fence=0, valid_until=now, unanswered=False)
-            grant = yield from protocol.transfer(claim, new_token(), terms, deadline=now + terms.patience)
-            if grant:
-                self._hold(Place.here(), [grant], terms)
-                return
-        yield from self._acquiring(blocking=False)
-
-    def _leaving_to(self, claim: Claim) -> Flow[None]:
+    def land(self, outcome: Packed | None = None, *, ended: bool = True, kept: str = "") -> str:
+        """Ends the flight; see `Ground.land`."""
         (lease,) = self._give_up()
         lease.closed = True
-        terms = claim.terms(self.task_id)
-        deadline = time.monotonic() + terms.patience
-        if not (yield from protocol.transfer(lease.grant, claim.token.encode(), terms, deadline=deadline)):
-            yield from protocol.release(lease.grant, deadline=deadline, valid_until=lease.valid_until)
-            raise LockLost(lease.name, "its retry was dropped, or will have to acquire it")
+        landing = Landing(self.entry, lease.grant.token, ended=ended, settles=outcome is not None, kept=kept)
+        return self.ground.land(landing, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
+
+    def _starting(self, message: bytes, flight_of: str, copy: bool) -> Flow[Reply | Grant]:
+        token, terms = self._own_token or new_token(), self._terms()
+        reply = yield from outbox.start(
+            self.ground.outbox,
+            token,
+            terms,
+            self.entry,
+            now=time.monotonic(),
+            message=message,
+            flight_of=flight_of,
+            copy=copy,
+        )
+        if isinstance(reply, Grant):
+            self._hold(Place.here(), [reply], terms)
+        return reply
+
+    def _hold(self, place: Place, grants: Any, terms: Terms, kept: Any = None) -> None:
+        super()._hold(place, grants, terms, kept)
+        if not self.task_id:  # it will be released like any lock: only then what it kept waiting is looked for
+            for lease in self._held():
+                lease.on_freed = partial(_publish_parked, self.ground)
 
     def _terms(self) -> Terms:
         return self._alias.terms_of_task(self.timeout, self.task_id)
+
+
+def _publish_parked(ground: Ground) -> None:
+    try:
+        ground.drain()
+    except Exception as error:  # what it was called from has done its work
+        logger.warning("flight.parked_left", extra={"lock": ground.name, "reason": str(error)})
 
 
 def _time_limit(task: "Task[..., Any]") -> float | None:

@@ -1,20 +1,29 @@
-"""What travels with a task's message, and sending a message that came too early back to its queue."""
+"""The messages of tasks: what single flight writes on them, and keeping and publishing them whole."""
 
+import base64
 import datetime
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from celery import Task
+from celery import Celery, Task
 from kombu.serialization import dumps
+from kombu.utils import json
+from kombu.utils.encoding import str_to_bytes
 
 HEADER = "cluster_lock"
-SENT_BACK = "_single_flight_sent_back"  # on the request: the claim goes on with its message
-FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0  # seconds until it is delivered again
+# Also a header, once a worker's parent process has taken the message: the token that its run's lease will have.
+RUN_TOKEN = "cluster_lock_run"  # noqa: S105 - the name of a field
+FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0  # seconds until a message that cannot be started is delivered again
 # What Celery writes into a message's headers, but for `eta`; all else that a request has it got from elsewhere.
 _HEADERS = (
     "lang", "task", "id", "shadow", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id",
     "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps",
 )  # fmt: skip
+_OF_ONE_DELIVERY = {"redelivered", "compression", RUN_TOKEN}  # the first two are kombu's
+# Of what a producer is told, all that says where a message goes and how; how to try again is said anew.
+_PROPERTIES = ("exchange", "routing_key", "priority", "delivery_mode", "correlation_id", "reply_to", "expiration")
 
 
 class Ticket(NamedTuple):
@@ -22,16 +31,21 @@ class Ticket(NamedTuple):
 
     Args:
         name: of the flight's lock; empty if the message was published without `apply_async`.
-        token: of the claim that was taken for it.
         flight_of: the task whose flight it is a duplicate of.
-        turns: how often it has come too early.
+        serializer: of its body.
+        turns: how often it could not be started.
+        again: whether it was parked, so that there may be copies of it.
+        after: the task that ended without an outcome and left it the key; empty if that is not known.
+        outcome: of the flight it waited for, packed.
     """
 
     name: str = ""
-    token: str | None = None
     flight_of: str | None = None
-    turns: int = 0
     serializer: str | None = None
+    turns: int = 0
+    again: bool = False
+    after: str | None = None
+    outcome: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, headers: Mapping[str, Any]) -> "Ticket":
@@ -39,38 +53,109 @@ class Ticket(NamedTuple):
         return cls(**{field: told[field] for field in cls._fields if field in told})
 
     def headers(self) -> dict[str, Any]:
-        return {HEADER: self._asdict()}
+        told = zip(self._fields, self, self.__class__(), strict=True)
+        return {HEADER: {field: value for field, value, default in told if value != default}}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it goes to the broker: its body as bytes, its headers, and the properties it has."""
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+
+    @classmethod
+    def of_request(cls, task: "Task[..., Any]", ticket: Ticket) -> "Message":
+        """The message that is being run, as it came."""
+        request = task.request
+        headers = {key: value for key in _HEADERS if (value := request.get(key)) is not None}
+        headers |= {key: value for key, value in (request.headers or {}).items() if key not in _OF_ONE_DELIVERY}
+        embedded = {key: getattr(request, key) for key in ("callbacks", "errbacks", "chain", "chord")}
+        delivery: Mapping[str, Any] = request.delivery_info or {}
+        properties = {
+            "exchange": delivery.get("exchange") or "",
+            "routing_key": delivery.get("routing_key"),
+            "priority": delivery.get("priority"),
+            "delivery_mode": (request.properties or {}).get("delivery_mode"),
+            "correlation_id": request.correlation_id,
+            "reply_to": request.reply_to,
+        }
+        serializer = ticket.serializer or task.serializer
+        return cls._made((request.args, request.kwargs, embedded), serializer, headers | ticket.headers(), properties)
+
+    @classmethod
+    def _made(cls, body: Any, serializer: str | None, headers: dict[str, Any], properties: dict[str, Any]) -> "Message":
+        content_type, encoding, data = dumps(body, serializer)
+        kept = {key: value for key, value in properties.items() if value is not None}
+        return cls(str_to_bytes(data), content_type, encoding, headers, kept)
+
+    def dumps(self) -> bytes:
+        """As it is stored."""
+        body = base64.b64encode(self.body).decode()
+        stored = (body, self.content_type, self.content_encoding, self.headers, self.properties)
+        return json.dumps(stored).encode()
+
+    @classmethod
+    def loads(cls, stored: bytes) -> "Message":
+        body, *rest = json.loads(stored)
+        return cls(base64.b64decode(body), *rest)
+
+    @property
+    def ticket(self) -> Ticket:
+        return Ticket.of(self.headers)
+
+    def publish(self, app: Celery, ticket: Ticket | None = None, *, delay: float = 0.0) -> None:
+        """Publishes it as it is, but for another ticket, at once or for a little later."""
+        headers = self.headers | (ticket.headers() if ticket else {})
+        headers.setdefault("eta", None)
+        if delay:
+            headers["eta"] = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)).isoformat()
+        body: Any = self.body
+        if self.content_encoding == "utf-8":
+            body = self.body.decode()
+        with app.producer_pool.acquire(block=True) as producer:
+            producer.publish(
+                body,
+                headers=headers,
+                content_type=self.content_type,
+                content_encoding=self.content_encoding,
+                serializer=None,
+                retry=True,
+                **self.properties,
+            )
+
+
+class Recorder:
+    """In a producer's place: keeps the message of a call that Celery would have published."""
+
+    message: Message | None = None
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    @property
+    def connection(self) -> Any:
+        return self
+
+    @staticmethod
+    def _reraise_as_library_errors() -> nullcontext[None]:
+        return nullcontext()
+
+    def publish(self, body: Any, **options: Any) -> None:
+        """Keeps the first message; what follows is Celery's event about it."""
+        if self.message is None:
+            properties = {key: options.get(key) for key in _PROPERTIES}
+            self.message = Message._made(body, options.get("serializer"), options["headers"], properties)  # noqa: SLF001
+        else:
+            with self._app.producer_pool.acquire(block=True) as producer:
+                producer.publish(body, **options)
 
 
 def send_back(task: "Task[..., Any]", ticket: Ticket) -> None:
-    """Publishes the message that is being run again, as it is, for a little later and with another ticket."""
-    request = task.request
+    """Publishes the message that is being run again, for a little later."""
     turn = ticket._replace(turns=ticket.turns + 1)
     delay = min(FIRST_DELAY * 2**ticket.turns, LONGEST_DELAY)
-    eta = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)
-    headers = {key: value for key in _HEADERS if (value := request.get(key)) is not None}
-    headers |= {key: value for key, value in (request.headers or {}).items() if key != "redelivered"}
-    embedded = {
-        "callbacks": request.callbacks,
-        "errbacks": request.errbacks,
-        "chain": request.chain,
-        "chord": request.chord,
-    }
-    content_type, encoding, body = dumps((request.args, request.kwargs, embedded), ticket.serializer or task.serializer)
-    delivery: Mapping[str, Any] = request.delivery_info or {}
-    with task.app.producer_pool.acquire(block=True) as producer:
-        producer.publish(
-            body,
-            exchange=delivery.get("exchange") or "",
-            routing_key=delivery.get("routing_key"),
-            priority=delivery.get("priority"),  # type: ignore[arg-type]
-            headers=headers | turn.headers() | {"eta": eta.isoformat()},
-            content_type=content_type,
-            content_encoding=encoding,
-            serializer=None,
-            correlation_id=request.correlation_id,
-            reply_to=request.reply_to,
-            delivery_mode=(request.properties or {}).get("delivery_mode"),
-            retry=True,
-        )
-    request.update({SENT_BACK: True})
+    Message.of_request(task, turn).publish(task.app, delay=delay)

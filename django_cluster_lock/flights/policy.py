@@ -10,8 +10,9 @@ from django_cluster_lock.arguments import positive
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.holding import UNSET, Unset
 
-OnDuplicate: TypeAlias = Literal["join", "skip", "raise"]
-OnLost: TypeAlias = Literal["abort", "tell"]
+OnDuplicate: TypeAlias = Literal["join", "skip", "raise", "rerun", "wait"]
+Scope: TypeAlias = Literal["flight", "queued", "running"]
+OnLost: TypeAlias = Literal["abort", "interrupt", "tell"]
 OnUnavailable: TypeAlias = Literal["raise", "run"]
 Key: TypeAlias = str | Sequence[str] | Callable[..., object] | None
 
@@ -24,6 +25,7 @@ class Policy:
 
     key: Key = None
     on_duplicate: OnDuplicate = "join"
+    scope: Scope = "flight"
     alias: str = DEFAULT_ALIAS
     timeout: float | Unset = UNSET
     queue_timeout: float = 3600.0
@@ -33,6 +35,12 @@ class Policy:
 
     def __post_init__(self) -> None:
         _choice("on_duplicate", self.on_duplicate, OnDuplicate)
+        _choice("scope", self.scope, Scope)
+        if self.scope == "queued" and self.on_duplicate in ("rerun", "wait"):
+            raise ValueError(
+                f"on_duplicate={self.on_duplicate!r} needs a run to follow, but with scope='queued' the key is free "
+                "once the run starts: use 'join', 'skip' or 'raise', or another scope"
+            )
         _choice("on_lost", self.on_lost, OnLost)
         _choice("on_unavailable", self.on_unavailable, OnUnavailable)
         positive("queue_timeout", self.queue_timeout)

@@ -10,24 +10,23 @@ from celery.result import AsyncResult
 from celery.utils import uuid
 from celery.utils.time import maybe_make_aware
 
-from django_cluster_lock.errors import DuplicateFlight, LockBusy, LockUnavailable
+from django_cluster_lock.errors import DuplicateFlight, LockError, LockUnavailable
 from django_cluster_lock.flights import duplicates
-from django_cluster_lock.flights.claims import Claim
+from django_cluster_lock.flights.ground import Claim, Ground
 from django_cluster_lock.flights.keys import name_of
-from django_cluster_lock.flights.messages import HEADER, Ticket
+from django_cluster_lock.flights.messages import HEADER, Recorder, Ticket
+from django_cluster_lock.flights.outbox import Landing
 from django_cluster_lock.flights.policy import Policy
-from django_cluster_lock.flights.results import SkippedResult
+from django_cluster_lock.flights.results import FlightResult, SkippedResult
 from django_cluster_lock.flights.run import running
-from django_cluster_lock.snapshots import Owner
 
 logger = logging.getLogger("django_cluster_lock")
 # With one of these somebody waits for the very task id of the call: its message has to go out, duplicate or not.
 _AWAITED = ("task_id", "link", "link_error", "chain", "chord", "group_id")
+Send = Callable[..., "AsyncResult[Any]"]
 
 
-def publish(
-    task: "Task[..., Any]", policy: Policy, send: Callable[..., "AsyncResult[Any]"], options: dict[str, Any]
-) -> "AsyncResult[Any]":
+def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[str, Any]) -> "AsyncResult[Any]":
     """Does what `apply_async` does, once for each key.
 
     Args:
@@ -44,30 +43,105 @@ def publish(
     if task.typing and hasattr(task, "__header__"):
         task.__header__(*(args or ()), **(kwargs or {}))
     name = name_of(task, policy, args, kwargs)
-    claim = Claim.new(policy.alias, name, policy.queue_timeout + _delay(task.app, options))
-    if flight := _retried(task, name, options):
-        result = send(**_with(options, Ticket(name, claim.token)))
-        flight.successor = claim
-        return result
-    awaited = any(options.get(option) for option in _AWAITED)
-    options["task_id"] = options.get("task_id") or uuid()
-    try:
-        claim.take(options["task_id"])
-    except LockBusy as busy:
-        duplicates.tell(task, policy, name, busy.owner)
-        if not awaited and (answer := _answer(task, policy, name, busy.owner)):
-            return answer
-        return send(**_with(options, Ticket(name, flight_of=busy.owner.task or None)))
-    except LockUnavailable as error:
-        if policy.on_unavailable == "raise":
-            raise
-        logger.warning("flight.unclaimed", extra={"lock": name, "reason": str(error)})
+    if policy.on_duplicate == "join":
+        options = {option: value for option, value in options.items() if option != "ignore_result"}  # others may join
+    if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
+    if flight := _retried(task, name, options):
+        result = send(**_with(options, Ticket(name)))
+        flight.retry_delay = _delay(task.app, options)
+        return result
+    return _Call(task, policy, send, options, name).make()
+
+
+class _Call:
+    """A call that is to take off, or to become a duplicate."""
+
+    def __init__(self, task: "Task[..., Any]", policy: Policy, send: Send, options: dict[str, Any], name: str) -> None:
+        self.task, self.policy, self.send = task, policy, send
+        self.ground, self.delay = Ground.of(task.app, policy, name), _delay(task.app, options)
+        self.awaited = any(options.get(option) for option in _AWAITED)
+        self.options = options | {"task_id": options.get("task_id") or uuid()}
+
+    @property
+    def id(self) -> str:
+        task_id: str = self.options["task_id"]
+        return task_id
+
+    @property
+    def entry(self) -> str:
+        return f"{self.id}:{self.options.get('retries', 0)}"
+
+    def make(self) -> "AsyncResult[Any]":
+        try:
+            claim = self.ground.claim(self.entry, self.delay)
+        except LockUnavailable as error:
+            if self.policy.on_unavailable == "raise":
+                raise
+            logger.warning("flight.unclaimed", extra={"lock": self.ground.name, "reason": str(error)})
+            return self._publish()
+        if claim.status == "own":
+            return self._fly(claim)
+        duplicates.tell(self.task, self.policy, self.ground.name, claim.holder)
+        if self.awaited:
+            settles = self.policy.on_duplicate not in ("rerun", "wait") and claim.holder.task != self.id
+            return self._publish((claim.holder.task or None) if settles else None)
+        return self._duplicate(claim)
+
+    def _fly(self, claim: Claim) -> "AsyncResult[Any]":
+        try:
+            return self._publish()
+        except BaseException:
+            try:
+                self.ground.give_back(claim.token)
+            except LockError as error:
+                logger.warning("flight.claim_not_freed", extra={"lock": self.ground.name, "reason": str(error)})
+            raise
+
+    def _duplicate(self, claim: Claim) -> "AsyncResult[Any]":
+        """What the caller of a duplicate gets."""
+        holder = claim.holder
+        if self.policy.on_duplicate == "raise":
+            raise DuplicateFlight(self.ground.name, holder=str(holder), flight_id=holder.task)
+        if self.policy.on_duplicate == "skip":
+            return SkippedResult(holder.task)
+        if self.policy.on_duplicate == "join":
+            if holder.task:
+                return self._result(self.task.AsyncResult(holder.task))
+            return self._publish()  # for want of a result to join
+        return self._park(claim)
+
+    def _park(self, claim: Claim) -> "AsyncResult[Any]":
+        """Leaves the message to the flight under way; of those that run again, the latest replaces the one before."""
+        while True:
+            replaces = self.policy.on_duplicate == "rerun" and claim.replaceable != ""
+            if replaces:
+                self.options["task_id"] = claim.replaceable.rpartition(":")[0]
+            recorder = Recorder(self.task.app)
+            result = self._publish(producer=recorder)
+            assert recorder.message is not None
+            claim = self.ground.claim(self.entry, self.delay, recorder.message, replaces=replaces)
+            if claim.status in ("parked", "next"):
+                return result
+            if claim.status == "own":  # the flight has ended meanwhile
+                return self._fly(claim)
+            self.options["task_id"] = uuid()  # the one to replace is on its way
+
+    def _publish(self, flight_of: str | None = None, producer: Any = None) -> "AsyncResult[Any]":
+        options = _with(self.options, Ticket(self.ground.name, flight_of=flight_of))
+        return self._result(self.send(**options, **({"producer": producer} if producer else {})))
+
+    def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
+        entry, ground = f"{result.id}:0", self.ground
+        return FlightResult.of(result, lambda: _leave(ground, entry))
+
+
+def _leave(ground: Ground, entry: str) -> None:
+    """Frees the key if it is still queued for the entry."""
     try:
-        return send(**_with(options, Ticket(name, claim.token)))
-    except BaseException:
-        claim.give_back()
-        raise
+        ground.land(Landing(entry, by_claim=True))
+    except LockError as error:
+        logger.warning("flight.claim_not_freed", extra={"lock": ground.name, "reason": str(error)})
 
 
 def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Any:
@@ -75,15 +149,6 @@ def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Any:
     flight = running(task.request)
     is_retry = flight and options.get("task_id") == task.request.id and options.get("retries", 0) > task.request.retries
     return flight if flight and is_retry and flight.name == name else None
-
-
-def _answer(task: "Task[..., Any]", policy: Policy, name: str, holder: Owner) -> "AsyncResult[Any] | None":
-    """What the caller of a duplicate gets; None if its message must go out, for want of a result to join."""
-    if policy.on_duplicate == "raise":
-        raise DuplicateFlight(name, holder=str(holder), flight_id=holder.task)
-    if policy.on_duplicate == "skip":
-        return SkippedResult(holder.task)
-    return task.AsyncResult(holder.task) if holder.task else None
 
 
 def _with(options: dict[str, Any], ticket: Ticket) -> dict[str, Any]:

@@ -1,31 +1,95 @@
-"""The worker's parent process: it gives back the claim of a message that it drops."""
+"""The worker's parent process: it ends the flights of messages that it drops and of children that die."""
 
+import logging
 from typing import Any
 
+from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
-from django_cluster_lock.flights.claims import Claim
-from django_cluster_lock.flights.messages import Ticket
-from django_cluster_lock.flights.policy import POLICY
+from django_cluster_lock.flights import recovery
+from django_cluster_lock.flights.ground import Ground
+from django_cluster_lock.flights.keys import name_of
+from django_cluster_lock.flights.messages import RUN_TOKEN, Ticket
+from django_cluster_lock.flights.outbox import Landing
+from django_cluster_lock.flights.policy import POLICY, Policy
+from django_cluster_lock.holding import new_token
+
+logger = logging.getLogger("django_cluster_lock")
 
 
-class GivesBack:
-    """A mixin for Celery's `Request`, or for one that a task brings itself."""
+class Recovers:
+    """A mixin for Celery's `Request`, or for one that a task brings itself.
+
+    It makes the token of the run's lease, so that the parent knows it too, and ends the run when the child is dead:
+    the process itself says so first, by a pidfd, before Celery's pool notices.
+    """
+
+    _requeued = _recovered = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._run_token = new_token()
+        self.request_dict[RUN_TOKEN] = self._run_token.decode()  # type: ignore[attr-defined]
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+        recovery.watch(pid, self.child_died)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        lost = isinstance(error, WorkerLostError)
+        if lost:
+            self.child_died()
+        answer = super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+        if lost and self._may_come_again() and not self._requeued:
+            self._end(kept="", token=b"")
+        return answer
+
+    def reject(self, requeue: bool = False) -> None:
+        self._requeued = self._requeued or requeue
+        super().reject(requeue)  # type: ignore[misc]
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
-        ticket = Ticket.of(self.request_dict)  # type: ignore[attr-defined]
-        if ticket.token and not terminated:
-            policy = getattr(self.task, POLICY)  # type: ignore[attr-defined]
-            # The attempt before a retry may yet be leaving it the key: it must not, once this is dropped.
-            is_retry = bool(self.request_dict.get("retries"))  # type: ignore[attr-defined]
-            Claim(policy.alias, ticket.name, ticket.token, policy.queue_timeout).give_back(mark=is_retry)
+        try:
+            super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        finally:
+            if not terminated:  # else its child is about to die
+                self._end(kept="", token=b"", ended=True)
+
+    def child_died(self) -> None:
+        """Ends the run if the child has not done so; a message that will come again keeps the key."""
+        if not self._recovered:
+            self._recovered = True
+            self._end(kept=self._entry if self._may_come_again() else "", token=self._run_token)
+
+    def _may_come_again(self) -> bool:
+        task: Any = self.task  # type: ignore[attr-defined]
+        return self._requeued or bool(task.acks_late and task.reject_on_worker_lost)
+
+    @property
+    def _entry(self) -> str:
+        told = self.request_dict  # type: ignore[attr-defined]
+        return f"{told['id']}:{told.get('retries') or 0}"
+
+    def _end(self, *, kept: str, token: bytes, ended: bool = False) -> None:
+        task: Any = self.task  # type: ignore[attr-defined]
+        policy: Policy | None = getattr(task, POLICY)
+        if policy is None:
+            return
+        try:
+            name = Ticket.of(self.request_dict).name  # type: ignore[attr-defined]
+            name = name or name_of(task, policy, self.args, self.kwargs)  # type: ignore[attr-defined]
+        except Exception as error:  # arguments that nobody can read: no run of it can have had a key
+            logger.warning("flight.not_freed", extra={"lock": "", "reason": str(error)})
+            return
+        landing = Landing(self._entry, token, ended=ended, kept=kept, by_claim=True)
+        recovery.end(task, Ground.of(task.app, policy, name), landing)
 
 
-class FlightRequest(GivesBack, Request):
+class FlightRequest(Recovers, Request):  # type: ignore[misc]
     """Celery's request."""
 
 
 def over(base: type[Request]) -> type[Request]:
     """The class of requests for a task that brings its own."""
-    return FlightRequest if base is Request else type(base.__name__, (GivesBack, base), {})
+    return FlightRequest if base is Request else type(base.__name__, (Recovers, base), {})

@@ -1,12 +1,45 @@
-"""What callers and duplicates get: the result of a call that was skipped, and the outcome of another flight."""
+"""What callers and duplicates get: the result of a call, of one that was skipped, and the outcome of another flight."""
 
-from typing import Any, NamedTuple
+import base64
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 from celery import Task, states
 from celery.backends.base import DisabledBackend
-from celery.result import EagerResult
+from celery.result import AsyncResult, EagerResult
+from kombu.serialization import dumps, loads
+from kombu.utils.encoding import str_to_bytes
 
 SKIPPED = "SKIPPED"
+LONGEST_CARRIED = 16384  # bytes of an outcome that travel with a message; a longer one is looked up by the flight's id
+Packed: TypeAlias = dict[str, Any]
+
+
+class FlightResult(AsyncResult):  # type: ignore[type-arg]
+    """The result of a call, or of the flight it joined. Revoked, it frees the key at once if the run has not begun."""
+
+    _leave: Callable[[], None] | None = None
+
+    @classmethod
+    def of(cls, result: "AsyncResult[Any]", leave: Callable[[], None]) -> "FlightResult":
+        """The same result.
+
+        Args:
+            leave: frees the key, if that is still queued.
+        """
+        own = cls(result.id, backend=result.backend, app=result.app, parent=result.parent)
+        own.ignored = result.ignored
+        own._leave = leave
+        return own
+
+    def revoke(self, *args: Any, **options: Any) -> None:
+        """Tells the workers to drop the message, as Celery's does, and frees the key, unless the run has begun."""
+        super().revoke(*args, **options)
+        if self._leave:
+            self._leave()
+
+    def __reduce__(self) -> Any:
+        return AsyncResult, self.__reduce_args__()
 
 
 class SkippedResult(EagerResult):  # type: ignore[type-arg]
@@ -38,6 +71,30 @@ class Outcome(NamedTuple):
         if self.error:
             raise self.error
         return self.value
+
+    def packed(self, task: "Task[..., Any]") -> Packed | None:
+        """As it travels with a message: itself, or the id to look it up by. None if it cannot be had otherwise."""
+        backend: Any = task.backend
+        content = backend.prepare_exception(self.error) if self.error else self.value
+        try:
+            content_type, encoding, data = dumps(content, backend.serializer)
+        except Exception:
+            return None
+        raw = str_to_bytes(data)
+        if len(raw) > LONGEST_CARRIED and outcome_of(task, task.request.id or ""):
+            return {"of": task.request.id}
+        carried = [base64.b64encode(raw).decode(), content_type, encoding]
+        return {"failed": self.error is not None, "content": carried}
+
+    @classmethod
+    def unpacked(cls, task: "Task[..., Any]", packed: Packed) -> "Outcome | None":
+        """What was packed; None if it was to be looked up, and is gone."""
+        if "of" in packed:
+            return outcome_of(task, packed["of"])
+        backend: Any = task.backend
+        data, content_type, encoding = packed["content"]
+        content = loads(base64.b64decode(data), content_type, encoding, accept=backend.accept)
+        return cls(None, backend.exception_to_python(content)) if packed["failed"] else cls(content)
 
 
 def outcome_of(task: "Task[..., Any]", task_id: str) -> Outcome | None:

@@ -1,33 +1,33 @@
-"""The running side: a message's run takes over its claim, and frees the key when it ends."""
+"""The running side: a message's run takes over its claim, or is parked; at its end the key goes to the next."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from celery import Task
+from celery import Task, states
 from celery.app.task import Context
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from celery.signals import task_postrun
-from django.db import connections
 
-from django_cluster_lock.errors import DuplicateFlight, LockBusy, LockError, LockUnavailable
+from django_cluster_lock.errors import DuplicateFlight, LockUnavailable
 from django_cluster_lock.flights import duplicates
-from django_cluster_lock.flights.claims import Claim
+from django_cluster_lock.flights.aborting import aborting
 from django_cluster_lock.flights.flight import Flight
+from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.keys import name_of
-from django_cluster_lock.flights.messages import SENT_BACK, Ticket, send_back
+from django_cluster_lock.flights.messages import RUN_TOKEN, Message, Ticket, send_back
+from django_cluster_lock.flights.outbox import Landing
 from django_cluster_lock.flights.policy import POLICY, Policy
-from django_cluster_lock.flights.results import outcome_of
+from django_cluster_lock.flights.results import Outcome, outcome_of
 from django_cluster_lock.flights.started import store_started
-from django_cluster_lock.lock import Lock
+from django_cluster_lock.signals import flight_ended, flight_parked, flight_settled, flight_started
 from django_cluster_lock.snapshots import Owner
 
 logger = logging.getLogger("django_cluster_lock")
-RETRY_PATIENCE, RETRY_POLL = 3.0, 0.05  # seconds for which a retry waits until the attempt before it has ended
 _ENTERED, _FLIGHT = "_single_flight_entered", "_single_flight"  # on the request
+_MOVED_ON = "_single_flight_moved_on"  # on the request: the message is parked, sent back, or a copy
 
 
 def running(request: Context) -> Flight | None:
@@ -50,79 +50,115 @@ def run(task: "Task[..., Any]", policy: Policy, base: Callable[..., Any], args: 
     call = partial(base, *args, **kwargs)
     if request.is_eager or not by_tracer:
         return _inline(task, policy, call, args, kwargs)
-    ticket, task_id = Ticket.of(request.headers or {}), request.id or ""
+    ticket = Ticket.of(request.headers or {})
     if not ticket.name:
         ticket = ticket._replace(name=name_of(task, policy, args, kwargs))
-    if settled := _settled(task, policy, ticket):
-        return settled()
-    flight = Flight(task, policy, ticket.name, task_id)
-    try:
-        _start(flight, ticket, request)
-    except LockBusy as busy:
-        return _run_later(task, policy, ticket, busy.owner)
-    except LockUnavailable as error:
-        logger.warning("flight.not_started", extra={"lock": ticket.name, "reason": str(error)})
-        if policy.on_unavailable == "run":
-            return call()
-        send_back(task, ticket)
-        raise Ignore from error
-    request.update({_FLIGHT: flight})
-    if settled := _settled(task, policy, ticket):  # the flight it is a duplicate of ended between question and start
-        return settled()
-    store_started(task)
-    with _aborting(flight, policy):
-        return call()
+    return _Arrival(task, policy, ticket, call).run()
 
 
-def _start(flight: Flight, ticket: Ticket, request: Context) -> None:
-    """Starts a flight; a retry may come before the attempt it follows has left it the key."""
-    until = time.monotonic() + RETRY_PATIENCE
-    while True:
+class _Arrival:
+    """A message that a worker has taken."""
+
+    def __init__(self, task: "Task[..., Any]", policy: Policy, ticket: Ticket, call: Callable[[], Any]) -> None:
+        self.task, self.policy, self.ticket, self.call = task, policy, ticket, call
+        self.request = request = task.request
+        self.id = request.id or ""
+        token = (request.headers or {}).get(RUN_TOKEN)
+        self.flight = Flight(
+            task,
+            policy,
+            ticket.name,
+            self.id,
+            retries=request.retries or 0,
+            token=token.encode() if token else None,
+        )
+
+    def run(self) -> Any:
+        """Runs it, ends it with the outcome of another flight, or raises Ignore: it comes again."""
         try:
-            return flight.start(ticket.token)
-        except LockBusy as busy:
-            early = ticket.token and request.retries and busy.owner.task == request.id
-            if not early or time.monotonic() >= until:
-                raise
-        time.sleep(RETRY_POLL)
+            if self.ticket.outcome:
+                outcome = Outcome.unpacked(self.task, self.ticket.outcome)
+                if outcome:
+                    return self._settle(outcome)
+            if self.policy.scope == "queued":
+                self.flight.ground.land(Landing(self.flight.entry, ended=False, by_claim=True))
+                return self.call()
+            answer = self._take_off()
+        except LockUnavailable as error:
+            logger.warning("flight.not_started", extra={"lock": self.ticket.name, "reason": str(error)})
+            if self.policy.on_unavailable == "run":
+                return self.call()
+            send_back(self.task, self.ticket)
+            raise self._moved_on() from error
+        return answer() if answer else self._fly()
 
+    def _take_off(self) -> Callable[[], Any] | None:
+        """Takes the key; what ends the message instead if it cannot have it."""
+        ticket, flight_of = self.ticket, self.ticket.flight_of or ""
+        refused = self.policy.on_duplicate in ("skip", "raise")
+        if refused and flight_of not in ("", self.id):
+            return partial(self._refuse, Owner(task=flight_of))
+        delivery = self.request.delivery_info or {}
+        copy = bool(ticket.again or ticket.turns or delivery.get("redelivered"))
+        message: Message | None = None
+        while True:
+            status, holder = self.flight.start(message, flight_of=flight_of, copy=copy)
+            if status == "apart":
+                if outcome := outcome_of(self.task, flight_of):
+                    return partial(self._settle, outcome)
+                flight_of = ""
+            elif status == "busy":
+                if holder.task != self.id:  # else it is a copy, or an early retry
+                    self._tell(holder)
+                    if refused:
+                        return partial(self._refuse, holder)
+                    if self.policy.on_duplicate == "join":
+                        flight_of = flight_of or holder.task
+                message = Message.of_request(self.task, ticket)
+            else:
+                break
+        if status == "own":
+            return None
+        if status == "over":
+            raise LockUnavailable(ticket.name, "its request was given up")
+        if status == "parked":
+            flight_parked.send_robust(self.task, name=ticket.name, task_id=self.id, holder=holder)
+        raise self._moved_on()
 
-def _settled(task: "Task[..., Any]", policy: Policy, ticket: Ticket) -> Callable[[], Any] | None:
-    """What ends a message that is a duplicate, without a run of its own; None if it may need one."""
-    flight_id = ticket.flight_of
-    if flight_id is None:
-        return None
-    if flight_id == task.request.id:
-        return _ignored if outcome_of(task, flight_id) else None
-    if policy.on_duplicate != "join":
-        return partial(_refuse, policy, ticket.name, Owner(task=flight_id))
-    outcome = outcome_of(task, flight_id)
-    return outcome.give if outcome else None
+    def _fly(self) -> Any:
+        self.request.update({_FLIGHT: self.flight})
+        after = self.ticket.after and outcome_of(self.task, self.ticket.after)
+        if after and not after.error:  # it was lost after it had stored its result
+            return after.value
+        store_started(self.task)
+        flight_started.send_robust(self.task, name=self.ticket.name, task_id=self.id)
+        with aborting(self.flight, self.policy):
+            return self.call()
 
+    def _settle(self, outcome: Outcome) -> Any:
+        """Ends the message with the outcome of the flight it waited for, unless a copy of it has done so."""
+        if self.ticket.again and self.flight.ground.has_ended(self.flight.entry):
+            raise self._moved_on()
+        flight_settled.send_robust(self.task, name=self.ticket.name, task_id=self.id)
+        return outcome.give()
 
-def _run_later(task: "Task[..., Any]", policy: Policy, ticket: Ticket, holder: Owner) -> None:
-    """Ends a message whose key is in flight, or lets it come again once that may have ended."""
-    if holder.task != task.request.id:  # which would be a copy of it
-        if not (ticket.flight_of or ticket.turns):
-            duplicates.tell(task, policy, ticket.name, holder)
-        if policy.on_duplicate != "join":
-            return _refuse(policy, ticket.name, holder)
-    send_back(task, ticket._replace(flight_of=holder.task or None))
-    raise Ignore
+    def _refuse(self, holder: Owner) -> None:
+        if self.policy.on_duplicate == "raise":
+            raise DuplicateFlight(self.ticket.name, holder=str(holder), flight_id=holder.task)
 
+    def _tell(self, holder: Owner) -> None:
+        if not (self.ticket.flight_of or self.ticket.turns or self.ticket.again):  # else the caller was told
+            duplicates.tell(self.task, self.policy, self.ticket.name, holder)
 
-def _refuse(policy: Policy, name: str, holder: Owner) -> None:
-    if policy.on_duplicate == "raise":
-        raise DuplicateFlight(name, holder=str(holder), flight_id=holder.task)
-
-
-def _ignored() -> None:
-    """A copy of a message that has run: its outcome, links and chord are done with."""
-    raise Ignore
+    def _moved_on(self) -> Ignore:
+        self.request.update({_MOVED_ON: True})
+        return Ignore()
 
 
 def _inline(task: "Task[..., Any]", policy: Policy, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
     """A call without a message: it waits for the lock, and nobody can join it, for want of a result to ask for."""
+    if policy.scope == "queued":
+        return call()
     flight = Flight(task, policy, name_of(task, policy, args, kwargs))
     with ExitStack() as stack:
         try:
@@ -132,48 +168,47 @@ def _inline(task: "Task[..., Any]", policy: Policy, call: Callable[[], Any], arg
                 raise
             logger.warning("flight.not_started", extra={"lock": flight.name, "reason": str(error)})
             return call()
-        stack.enter_context(_aborting(flight, policy))
+        stack.enter_context(aborting(flight, policy))
         return call()
 
 
-@contextmanager
-def _aborting(lock: Lock, policy: Policy) -> Iterator[None]:
-    """Raises LockLost in the block, once the lease is lost: at its next database statement, else at its end."""
-    if policy.on_lost == "tell":
-        yield
-        return
-
-    def guard(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if not str(sql).startswith(("ROLLBACK", "RELEASE")):  # which undo what was done
-            lock.raise_if_lost()
-        return execute(sql, params, many, context)
-
-    with ExitStack() as stack:
-        for connection in connections.all():
-            stack.enter_context(connection.execute_wrapper(guard))
-        yield
-    lock.raise_if_lost()
-
-
 @task_postrun.connect(weak=False)
-def _end(task: "Task[..., Any]", **_: Any) -> None:
-    """Frees the key after the outcome was stored, so that whoever finds it free can have that."""
-    flight = running(task.request)
-    if flight is None:
-        _give_back_unused(task)
-        return
-    task.request.update({_FLIGHT: None})
-    try:
-        flight.end()
-    except LockError as error:
-        logger.warning("flight.not_freed", extra={"lock": flight.name, "reason": str(error)})
-
-
-def _give_back_unused(task: "Task[..., Any]") -> None:
-    """Frees the claim of a message that ends here without a flight: its hook raised, or it ran without the lock."""
+def _end(task: "Task[..., Any]", retval: Any = None, state: str | None = None, **_: Any) -> None:
+    """Ends the flight after the outcome was stored, so that whoever finds the key free can have that."""
     request, policy = task.request, getattr(task, POLICY, None)
-    if policy is None or request.is_eager or request.get(SENT_BACK):
+    if policy is None or request.is_eager or request.get(_MOVED_ON):
         return
+    flight = running(request)
+    request.update({_FLIGHT: None})
+    try:
+        if flight:
+            status = _landed(task, flight, retval, state)
+            if status == "lost":
+                logger.warning("flight.not_freed", extra={"lock": flight.name, "reason": "its lease had ended"})
+        else:
+            _end_unflown(task, policy, state)
+    except Exception as error:  # whatever it is, Celery has to go on
+        name = Ticket.of(request.headers or {}).name
+        logger.warning("flight.not_freed", extra={"lock": name, "reason": str(error)})
+
+
+def _landed(task: "Task[..., Any]", flight: Flight, retval: Any, state: str | None) -> str:
+    flight_ended.send_robust(task, name=flight.name, task_id=flight.task_id, state=state)
+    if flight.retry_delay is not None:
+        return flight.land(kept=flight.next_entry)
+    if state == states.SUCCESS:
+        return flight.land(Outcome(retval).packed(task))
+    if state == states.FAILURE:
+        return flight.land(Outcome(None, retval).packed(task))
+    if isinstance(retval, Reject) and retval.requeue:  # type: ignore[attr-defined]
+        return flight.land(ended=False, kept=flight.entry)
+    return flight.land(ended=state is not None)  # None: the process is being stopped, and the message may come again
+
+
+def _end_unflown(task: "Task[..., Any]", policy: Policy, state: str | None) -> None:
+    """A message that ends without a flight: it was settled or refused, its hook raised, or it ran without the lock."""
+    request = task.request
     ticket = Ticket.of(request.headers or {})
-    if ticket.token:
-        Claim(policy.alias, ticket.name, ticket.token, policy.queue_timeout).give_back(mark=bool(request.retries))
+    name = ticket.name or name_of(task, policy, request.args, request.kwargs)
+    entry = f"{request.id}:{request.retries or 0}"
+    Ground.of(task.app, policy, name).land(Landing(entry, ended=state is not None, by_claim=True))

@@ -2,14 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from django_cluster_lock.actions import Actions, Answer, Command, NoAnswer, Node, Refusal, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.exchange import learn
-from django_cluster_lock.names import SLOTS, Keys, index_key, keys_of, name_and_tag
+from django_cluster_lock.names import SLOTS, Keys, index_key, keys_of, name_and_tag, outboxes_key
 from django_cluster_lock.snapshots import Listing, LockSnapshot, Owner, Unread, Waiter
 
 Question: TypeAlias = tuple[int, Command]  # for whichever node serves that slot
@@ -67,7 +67,7 @@ def listing(alias: str, prefix: str, topology: Topology) -> Actions[Listing]:
         ClusterUnavailable: no slot could be read.
     """
     yield from know_layout(alias, topology)
-    locks, failed = yield from _entries(prefix, topology)
+    locks, failed = yield from _entries(index_key, prefix, topology)
     if len(failed) == SLOTS:
         raise ClusterUnavailable(alias, failed[0].reason)
     records = yield from ask([(keys.slot, (b"HGETALL", keys.record)) for keys in locks], topology)
@@ -82,9 +82,22 @@ def listing(alias: str, prefix: str, topology: Topology) -> Actions[Listing]:
     return Listing(tuple(found), unread(failed))
 
 
-def _entries(prefix: str, topology: Topology) -> Actions[tuple[list[Keys], dict[int, Told]]]:
+def parked(alias: str, prefix: str, topology: Topology) -> Actions[list[Keys]]:
+    """The locks behind which messages are parked; those in slots that cannot be read are missing.
+
+    Raises:
+        ClusterUnavailable: nothing is known of the cluster.
+    """
+    yield from know_layout(alias, topology)
+    locks, _ = yield from _entries(outboxes_key, prefix, topology)
+    return locks
+
+
+def _entries(
+    index: Callable[[str, int], bytes], prefix: str, topology: Topology
+) -> Actions[tuple[list[Keys], dict[int, Told]]]:
     """The locks that the indexes tell of, and the slots whose index could not be read."""
-    questions = [(slot, (b"ZRANGE", index_key(prefix, slot), b"0", b"-1")) for slot in range(SLOTS)]
+    questions = [(slot, (b"ZRANGE", index(prefix, slot), b"0", b"-1")) for slot in range(SLOTS)]
     indexes = yield from ask(questions, topology)
     locks: list[Keys] = []
     failed: dict[int, Told] = {}

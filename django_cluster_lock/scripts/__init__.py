@@ -19,15 +19,23 @@ class Script:
     sha: bytes
 
 
-def _load(name: str, key_count: int) -> Script:
+def _load(name: str, key_count: int, *shared: str) -> Script:
     folder = resources.files(__name__)
-    text = b"\n".join(folder.joinpath(part).read_bytes() for part in ("common.lua", f"{name}.lua"))
+    text = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in ("common", *shared, name))
     return Script(name, key_count, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
 ACQUIRE = _load("acquire", 2)
 RENEW = _load("renew", 1)
-RELEASE = _load("release", 1)
+RELEASE = _load("release", 1, "handing")
 TRANSFER = _load("transfer", 2)
 SWEEP = _load("sweep", 2)
 LOOK = _load("look", 1)
+
+# Of single flight. Their further keys are the outbox's.
+CLAIM = _load("claim", 2, "outbox")
+START = _load("start", 2, "outbox")
+LAND = _load("land", 2, "handing", "outbox")
+DRAIN = _load("drain", 2, "outbox")
+CONFIRM = _load("confirm", 2, "outbox")
+ENDED = _load("ended", 1)

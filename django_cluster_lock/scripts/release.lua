@@ -8,7 +8,7 @@
 -- come last, under pcall, since touching one that is absent here would end the script in the middle.
 local MARK_LIFE = 60000
 
-local token, mark, member, index, wake = ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4], ARGV[5]
+local token, mark, member, index, wakes = ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4], ARGV[5]
 local field = read('t', 'f', 'd', 'a', 'qh')
 local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 local mine = holder == token
@@ -22,16 +22,8 @@ if queue then leave_queue(token) end
 
 local next, more
 if not holder or deadline <= now then
-  local alive
-  if queue then next, alive, more = first_waiter() end
-  deadline = 0
-  if next then
-    leave_queue(next)
-    redis.call('HDEL', record, 'h', 'p', 'r', 'k')
-    redis.call('HSET', record, 't', next, 'f', text(next_fence(fence)), 'd', text(alive), 's', text(now))
-    deadline = alive
-    if answer == 'released' then answer = 'handed' end
-  end
+  next, deadline, more = hand_on(queue, fence)
+  if next and answer == 'released' then answer = 'handed' end
 end
 
 if mark then
@@ -52,8 +44,7 @@ end
 expire(deadline, newest)
 
 if next then
-  redis.pcall('LPUSH', wake .. next, '1')
-  redis.pcall('PEXPIRE', wake .. next, WAKE_LIFE)
+  wake(wakes .. next)
 elseif deadline <= now and not more then
   redis.pcall('ZREM', index, member)
 end

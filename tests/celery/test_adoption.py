@@ -202,7 +202,7 @@ def test_a_bad_argument_is_named(options):
 
 def test_what_does_not_exist_is_unknown():
     with pytest.raises(TypeError, match="unexpected keyword argument"):
-        single_flight(scope="queued")
+        single_flight(limit=2)
 
 
 def test_a_web_process_does_not_load_the_worker():

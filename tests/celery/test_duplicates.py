@@ -3,7 +3,7 @@
 import pytest
 
 from django_cluster_lock import DuplicateFlight
-from django_cluster_lock.signals import flight_duplicate
+from django_cluster_lock.signals import flight_skipped
 from tests.celery.workload import join, raising, skip
 
 pytestmark = pytest.mark.usefixtures("prefork")
@@ -37,16 +37,16 @@ def test_a_duplicate_gets_the_exception_of_the_flight_it_joined(flights):
 
 def test_a_duplicate_is_skipped_and_says_so(flights):
     told = []
-    flight_duplicate.connect(lambda **details: told.append(details), weak=False, dispatch_uid="test")
+    flight_skipped.connect(lambda **details: told.append(details), weak=False, dispatch_uid="test")
     try:
         first = skip.delay(flights.key, gated=True)
         flights.until("start")
         second = skip.delay(flights.key)
     finally:
-        flight_duplicate.disconnect(dispatch_uid="test")
+        flight_skipped.disconnect(dispatch_uid="test")
     assert (second.ready(), second.state, second.get(), second.flight_id) == (True, "SKIPPED", None, first.id)
     assert not second.successful()
-    assert [(event["flight_id"], event["on_duplicate"]) for event in told] == [(first.id, "skip")]
+    assert [(event["sender"].name, event["flight_id"]) for event in told] == [("skip", first.id)]
     flights.open()
     assert first.get(PATIENCE).startswith(flights.key)
     assert len(flights.events("arrived")) == 1

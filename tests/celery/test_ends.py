@@ -2,16 +2,13 @@
 
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import EncodeError
 
-from django_cluster_lock import LockLost, LockUnavailable, conf
-from django_cluster_lock.flights import claims
-from django_cluster_lock.flights.claims import Claim
+from django_cluster_lock import LockLost, LockUnavailable
 from tests.celery.workload import app, autoretry, brief, carefree, cut_off, hooked, join, late, requeued, tell
 from tests.records import until
 
@@ -39,15 +36,6 @@ def test_failure_before_the_body(flights):
 def test_retry_before_the_body(flights):
     assert hooked.delay(flights.key, "retry").get(PATIENCE)
     flights.until_free(hooked, within=2)
-
-
-@pytest.mark.parametrize("error", [LockUnavailable("a", "down"), RuntimeError("no such alias"), LookupError("gone")])
-def test_nothing_that_fails_in_the_parent_costs_a_slot_of_its_pool(monkeypatch, error):
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr(claims, "aliases", {"default": SimpleNamespace(settings=conf.load(), run=fail)})
-    Claim.new("default", "flight:a:b", 10).give_back()
 
 
 @pytest.mark.parametrize("how", ["ignore", "reject"])
@@ -139,7 +127,7 @@ def test_started_is_stored_once_a_run_starts_and_not_for_what_comes_again(flight
     result = late.delay(flights.key, gated=True)
     until(lambda: result.state == "STARTED")
     other = late.apply_async((flights.key,), task_id=f"other-{flights.key}")
-    flights.until("arrived", 3)
+    flights.until("parked")
     assert other.state == "PENDING"
     flights.open()
     assert other.get(PATIENCE) == result.get(PATIENCE)

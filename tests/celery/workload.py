@@ -11,9 +11,10 @@ import django
 from celery import Celery, Task, shared_task
 from celery.exceptions import Ignore, Reject
 from celery.signals import task_prerun
+from django.dispatch import receiver
 
 import django_cluster_lock.tasks  # noqa: F401 - as `autodiscover_tasks` does
-from django_cluster_lock import current_lock, single_flight
+from django_cluster_lock import current_lock, signals, single_flight
 
 app = Celery("flight-tests")
 setup = {}
@@ -121,7 +122,8 @@ def lose_and_query(task, key):
 def message(task, key):
     """What its message says, but for the ticket, and when and how often it was delivered."""
     request = task.request
-    headers = {name: value for name, value in request.headers.items() if name not in ("cluster_lock", "redelivered")}
+    ours = ("cluster_lock", "cluster_lock_run", "redelivered")
+    headers = {name: value for name, value in request.headers.items() if name not in ours}
     told = ("argsrepr", "kwargsrepr", "shadow", "root_id", "parent_id", "expires", "stamps", "correlation_id")
     details = {name: request.get(name) for name in told}
     return details | {"headers": headers, "priority": request.delivery_info["priority"], "args": request.args}
@@ -264,6 +266,20 @@ def based(self, key, how="succeed", gated=False):
 def arrived(task, task_id, args, kwargs, **_):
     if args:
         note("arrived", args[0], id=task_id)
+
+
+def key_of(name):
+    return name.rpartition(":")[2]
+
+
+@receiver(signals.flight_parked)
+def parked(name, task_id, **_):
+    note("parked", key_of(name), id=task_id)
+
+
+@receiver(signals.flight_recovered)
+def recovered(name, task_id, status, **_):
+    note("recovered", key_of(name), id=task_id, status=status)
 
 
 if "FLIGHT_TESTS" in os.environ:

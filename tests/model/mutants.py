@@ -97,7 +97,7 @@ SCRIPT_MUTANTS = [
         "if mine and deadline >= now + ttl then return {'own', tonumber(fence)} end\nif mine or (",
         "acknowledgement",
     ),
-    ScriptMutant("a hand-over wakes nobody", ("release",), "redis.pcall('LPUSH', wake .. next, '1')", "", "I5"),
+    ScriptMutant("a hand-over wakes nobody", ("release",), "wake(wakes .. next)", "", "I5"),
     ScriptMutant(
         "waiters are not in the index", ("release",), "elseif deadline <= now and not more then", "else", "I8"
     ),

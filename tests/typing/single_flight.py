@@ -34,5 +34,6 @@ assert_type(chosen(number=1), str)
 task: Task[[int], str] = below
 assert_type(above.delay(1).id, str)
 
-single_flight(on_duplicate="wait")  # type: ignore[call-overload]
-single_flight(scope="queued")  # type: ignore[call-overload]
+single_flight(on_duplicate="wait", scope="running")
+single_flight(on_duplicate="replace")  # type: ignore[call-overload]
+single_flight(scope="landed")  # type: ignore[call-overload]

@@ -382,6 +382,11 @@ def test_deployment_check_leaves_other_mistakes_to_the_others(messages, value):
     assert [number for number, _ in messages(value, deploy=True)] in (["E001"], ["E002"])
 
 
+@pytest.mark.parametrize("interval", [0, -1, "60", True])
+def test_E025(faults, interval):
+    assert faults(SWEEP_INTERVAL=interval) == [("E025", f'{AT}["SWEEP_INTERVAL"] is {interval!r}.')]
+
+
 def test_W001(faults):
     assert faults(TIMEOUT=5, OPTIONS={"socket_timeout": 5}) == [
         ("W001", f"{AT} has socket_timeout 5, not less than its TIMEOUT 5."),

@@ -1,0 +1,174 @@
+"""A flight's key while no run has it: claimed for a call, parked behind, left to the next, freed."""
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+from celery import Celery
+
+from django_cluster_lock import names, protocol
+from django_cluster_lock.aliases import Alias, aliases
+from django_cluster_lock.flights import outbox
+from django_cluster_lock.flights.messages import Message
+from django_cluster_lock.flights.outbox import Landing, Outbox, Parked
+from django_cluster_lock.flights.policy import Policy
+from django_cluster_lock.flights.results import Packed
+from django_cluster_lock.holding import new_token
+from django_cluster_lock.protocol import Reply, Terms
+from django_cluster_lock.snapshots import Owner
+
+QUEUED = "queued"  # what the owner's field for the thread says of a claim
+
+
+class Claim(NamedTuple):
+    """What became of a claim.
+
+    Args:
+        status: "own"; "busy", "parked", "next" (parked, and published or about to be); "gone", "over".
+        token: which it has, if it is its own.
+        holder: who has the key, if it is busy.
+        replaceable: the parked entry whose message a call may replace.
+    """
+
+    status: str
+    token: bytes
+    holder: Owner = Owner()
+    replaceable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The key of a flight, by its lock's alias and name, and what duplicates of it get; times in seconds.
+
+    Args:
+        queue_timeout: how long a claim lasts.
+    """
+
+    app: Celery
+    alias_name: str
+    name: str
+    mode: str
+    queue_timeout: float
+
+    @classmethod
+    def of(cls, app: Celery, policy: Policy, name: str) -> "Ground":
+        return cls(app, policy.alias, name, policy.on_duplicate, policy.queue_timeout)
+
+    @property
+    def alias(self) -> Alias:
+        return aliases[self.alias_name]
+
+    @property
+    def outbox(self) -> Outbox:
+        prefix = self.alias.settings.key_prefix
+        return Outbox.of(prefix, names.keys_of(prefix, self.name), self.mode)
+
+    def claim(self, entry: str, delay: float, message: Message | None = None, *, replaces: bool = False) -> Claim:
+        """Claims the key for a call; with a message, parks that if the key is taken.
+
+        Args:
+            delay: for how long the call's message will wait before it may be run.
+            replaces: whether the message is to take the place of the one that waits as this entry.
+
+        Raises:
+            LockUnavailable, LockNotReplicated: whether it is taken is unknown.
+        """
+        token, raw = new_token(), message.dumps() if message else b""
+        terms, now = self._terms(entry.rpartition(":")[0], delay), time.monotonic()
+        reply = self.alias.run(outbox.claim(self.outbox, token, terms, entry, now=now, message=raw, replaces=replaces))
+        if reply.status == b"next":
+            self._publish_next(reply)
+        claimed = Claim(reply.status.decode(), outbox.claim_token(entry, token))
+        if reply.status == b"busy":
+            replaceable = cast("bytes", reply.details[6]).decode()
+            claimed = claimed._replace(holder=protocol.owner_of(reply), replaceable=replaceable)
+        return claimed
+
+    def give_back(self, token: bytes) -> None:
+        """Frees the key of a claim whose message did not go out, if it still has that. One attempt.
+
+        Raises:
+            LockUnavailable: Redis could not be told; the claim's time ends it.
+        """
+        self.alias.run(protocol.ask(protocol.give_up(self.outbox.keys, token, mark=False)))
+
+    def land(
+        self,
+        landing: Landing,
+        outcome: Packed | None = None,
+        *,
+        after: str = "",
+        delay: float = 0.0,
+        once: bool = False,
+    ) -> str:
+        """Ends a flight: those it settles are published with its outcome, then the key goes to the next, or is free.
+
+        Args:
+            after: the task that ran.
+            delay: how long the entry that it is kept for will wait before it may be run.
+            once: one attempt for each question to Redis.
+
+        Returns:
+            "released", "handed" (to a waiter for the lock), "next" (to a parked message), "kept", or "lost": the key
+            was not its any more.
+
+        Raises:
+            LockUnavailable: Redis could not be told.
+        """
+        claim = new_token(), self._terms("", delay)
+        lease_ttl = self.alias.terms(self.alias.settings.timeout).ttl
+        published: list[Parked] = []
+        while True:
+            deadline = 0.0 if once else time.monotonic() + self.alias.patience
+            flow = outbox.land(self.outbox, landing, claim, lease_ttl, published, deadline=deadline, once=once)
+            reply = self.alias.run(flow)
+            if reply.status != b"settle":
+                break
+            published = outbox.parked_of(reply)
+            for parked in published:
+                message = Message.loads(parked.message)
+                message.publish(self.app, message.ticket._replace(again=True, outcome=outcome))
+        if reply.status == b"next":
+            self._publish_next(reply, after, kept=landing.kept, once=once)
+        if reply.status == b"lost" and reply.unanswered:
+            return "released"  # by the attempt that stayed without an answer
+        return reply.status.decode()
+
+    def drain(self) -> str:
+        """Hands the key to the first of the messages that nobody else will publish, and publishes it.
+
+        Returns:
+            "next"; "busy": somebody has the key, who will; "empty": none is parked.
+
+        Raises:
+            LockUnavailable: Redis could not be asked.
+        """
+        claim = new_token(), self._terms("")
+        reply = self.alias.run(outbox.drain(self.outbox, claim, deadline=self._deadline()))
+        if reply.status == b"next":
+            self._publish_next(reply)
+        return reply.status.decode()
+
+    def has_ended(self, entry: str) -> bool:
+        """Whether the run of an entry has ended for good.
+
+        Raises:
+            LockUnavailable: Redis could not be asked.
+        """
+        return self.alias.run(outbox.has_ended(self.outbox, entry, deadline=self._deadline()))
+
+    def _publish_next(self, reply: Reply, after: str = "", *, kept: str = "", once: bool = False) -> None:
+        parked = outbox.parked_of(reply)
+        message = Message.loads(parked[0].message)
+        ticket = message.ticket._replace(again=True)
+        if parked[0].entry.decode() != kept:
+            ticket = ticket._replace(flight_of=None, after=after)  # it flies itself now
+        message.publish(self.app, ticket)
+        self.alias.run(outbox.confirm(self.outbox, parked, deadline=0.0 if once else self._deadline(), once=once))
+
+    def _terms(self, task_id: str, delay: float = 0.0) -> Terms:
+        """What a claim asks for; from the owner's last field duplicates learn the flight's task."""
+        return self.alias.terms_of_task(self.queue_timeout + delay, task_id, QUEUED)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.alias.patience

@@ -1,0 +1,208 @@
+"""The outbox of a flight's lock: messages that are parked behind the flight, and how one flight follows another.
+
+Flows of the protocol, like those of the lock, over scripts of its own: each decides on the lock and the outbox at once.
+An entry is "task id:retries", the one message of one run.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple, cast
+
+from django_cluster_lock import names, protocol, scripts
+from django_cluster_lock.errors import LockError, LockNotReplicated
+from django_cluster_lock.names import Keys
+from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
+from django_cluster_lock.scripts import Script
+
+GRACE = b"5000"  # ms for whoever handed the key over to publish the message
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """Where it lives, in the slot of its lock; ``mode`` is what duplicates get, as the decorator has it."""
+
+    keys: Keys
+    mode: bytes
+    order: bytes
+    messages: bytes
+    outboxes: bytes
+    ended: bytes
+
+    @classmethod
+    def of(cls, prefix: str, keys: Keys, mode: str) -> "Outbox":
+        start = f"{prefix}:".encode()
+        place = keys.record.removeprefix(start + b"lock:")
+        return cls(
+            keys,
+            mode.encode(),
+            start + b"order:" + place,
+            start + b"parked:" + place,
+            names.outboxes_key(prefix, keys.slot),
+            start + b"ended:" + place + b":",
+        )
+
+
+class Parked(NamedTuple):
+    """An entry with its place in the outbox, and its message."""
+
+    entry: bytes
+    sequence: bytes
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """How a run, or a message without one, ends.
+
+    Args:
+        entry: which.
+        token: of the run's lease; empty if it has none.
+        ended: whether for good: copies of its message are dropped then.
+        settles: whether it has an outcome for those parked behind it.
+        kept: the entry that the key is kept for.
+        by_claim: whether the key is also let go if it still is the entry's claim.
+    """
+
+    entry: str
+    token: bytes = b""
+    ended: bool = True
+    settles: bool = False
+    kept: str = ""
+    by_claim: bool = False
+
+
+def claim(
+    outbox: Outbox,
+    token: bytes,
+    terms: Terms,
+    entry: str,
+    *,
+    now: float,
+    message: bytes = b"",
+    replaces: bool = False,
+) -> Flow[Reply]:
+    """Takes the key for a call; with a message, parks that if the key is taken.
+
+    A claim keeps duplicates away, but excludes nobody: so no replica has to acknowledge it, as one must a message.
+
+    Raises:
+        LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
+    """
+    args = (token, terms.ttl, outbox.keys.member, *terms.owner, entry.encode(), outbox.mode, message, _flag(replaces))
+    call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
+    call.replicas = terms.replicas if message else 0
+    reply = yield from _undone_if_it_fails(outbox, call, claim_token(entry, token), entry)
+    return reply
+
+
+def start(
+    outbox: Outbox,
+    token: bytes,
+    terms: Terms,
+    entry: str,
+    *,
+    now: float,
+    message: bytes = b"",
+    flight_of: str = "",
+    copy: bool = False,
+) -> Flow[Reply | Grant]:
+    """Takes the key for a run; with a message, parks that if the key is taken.
+
+    Raises:
+        LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
+    """
+    args = (token, terms.ttl, outbox.keys.member, *terms.owner, entry.encode(), outbox.mode, message)
+    call = _call(outbox, scripts.START, (*args, flight_of.encode(), _flag(copy)), now + terms.patience, entry)
+    call.replicas = terms.replicas
+    reply = yield from _undone_if_it_fails(outbox, call, token, entry)
+    if reply.status == b"own":
+        return protocol.granted(outbox.keys, token, terms, reply)
+    return reply
+
+
+def land(
+    outbox: Outbox,
+    landing: Landing,
+    claim: tuple[bytes, Terms],
+    lease_ttl: bytes,
+    published: Sequence[Parked],
+    *,
+    deadline: float,
+    once: bool = False,
+) -> Flow[Reply]:
+    """Ends a flight, or a step of that; see the script. ``claim`` is for the entry that follows."""
+    token, terms = claim
+    place = outbox.keys.member, outbox.keys.wake, outbox.mode
+    flags = _flag(landing.by_claim), _flag(landing.ended), _flag(landing.settles)
+    run = landing.entry.encode(), token, *flags, landing.kept.encode()
+    args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
+    call = _call(outbox, scripts.LAND, args, deadline, landing.entry, landing.kept or landing.entry)
+    call.once = once
+    return (yield from protocol.ask(call))
+
+
+def drain(outbox: Outbox, claim: tuple[bytes, Terms], *, deadline: float) -> Flow[Reply]:
+    """Hands the key to the first of the messages that nobody else will publish."""
+    token, terms = claim
+    args = (token, terms.ttl, outbox.keys.member, GRACE)
+    return (yield from protocol.ask(_call(outbox, scripts.DRAIN, args, deadline)))
+
+
+def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, once: bool = False) -> Flow[Reply]:
+    """Drops what was published."""
+    args = (outbox.keys.member, *_places(published))
+    call = _call(outbox, scripts.CONFIRM, args, deadline)
+    call.once = once
+    return (yield from protocol.ask(call))
+
+
+def has_ended(outbox: Outbox, entry: str, *, deadline: float) -> Flow[bool]:
+    """Whether the run of an entry has ended for good."""
+    call = Call(outbox.keys, scripts.ENDED, (), deadline, also=(outbox.ended + entry.encode(),))
+    reply = yield from protocol.ask(call)
+    return reply.status == b"ended"
+
+
+def parked_of(reply: Reply) -> list[Parked]:
+    """What is to be published, by an answer 'settle' or 'next'."""
+    details = cast("Sequence[bytes]", reply.details)
+    return [Parked(*details[place : place + 3]) for place in range(0, len(details), 3)]
+
+
+def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: float, *entries: str) -> Call:
+    ended = (outbox.ended + entry.encode() for entry in entries)
+    return Call(outbox.keys, script, args, deadline, also=(outbox.order, outbox.messages, outbox.outboxes, *ended))
+
+
+def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, entry: str) -> Flow[Reply]:
+    """A call that may leave a lease or a parked message behind."""
+    try:
+        reply: Reply = yield call
+        if reply.status in (b"own", b"parked", b"next") and reply.acks < reply.needed:
+            told = f"{reply.acks} of {reply.needed} replicas acknowledged it"
+            raise LockNotReplicated(outbox.keys.name, told)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        mark = getattr(error, "unanswered", not isinstance(error, LockError))
+        with suppress(LockError):
+            yield protocol.give_up(outbox.keys, token, mark=mark)
+            if call.args[9]:  # a message
+                yield from confirm(outbox, [Parked(entry.encode(), b"", b"")], deadline=0.0, once=True)
+        raise
+    return reply
+
+
+def claim_token(entry: str, token: bytes) -> bytes:
+    """The token that a claim for the entry gets."""
+    return b"~%s~%s" % (entry.rpartition(":")[2].encode(), token)
+
+
+def _places(published: Sequence[Parked]) -> tuple[bytes, ...]:
+    return tuple(chain.from_iterable((parked.entry, parked.sequence) for parked in published))
+
+
+def _flag(value: bool) -> bytes:
+    return b"1" if value else b"0"

@@ -1,0 +1,96 @@
+"""Ending flights from the worker's parent process, whose event loop must not wait.
+
+One attempt at once; what Redis does not answer is tried again by the loop's timer, one at a time. What never succeeds
+is left to the lease, and the sweep.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from celery import Task
+from kombu.asynchronous import get_event_loop
+
+from django_cluster_lock.errors import LockUnavailable
+from django_cluster_lock.flights.ground import Ground
+from django_cluster_lock.flights.outbox import Landing
+from django_cluster_lock.signals import flight_recovered
+
+logger = logging.getLogger("django_cluster_lock")
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between attempts
+MOST_WAITING = 10_000  # flights to be ended; the oldest is left to its lease
+
+
+class Due(NamedTuple):
+    """A flight to be ended."""
+
+    task: "Task[..., Any]"
+    ground: Ground
+    landing: Landing
+
+
+class Watch(NamedTuple):
+    """What tells of a child's death, and who is to be told: its latest run."""
+
+    descriptor: int
+    died: Callable[[], None]
+
+
+_due: deque[Due] = deque(maxlen=MOST_WAITING)
+_watched: dict[int, Watch] = {}  # by the child's process id
+
+
+def watch(pid: int, died: Callable[[], None]) -> None:
+    """Calls back when a child is dead; of each child, the latest to have asked."""
+    hub = get_event_loop()
+    if pid == os.getpid() or hub is None or not hasattr(os, "pidfd_open"):
+        return  # no child; or Celery's pool has to notice it
+    watch = _watched.get(pid)
+    try:
+        descriptor = watch.descriptor if watch else os.pidfd_open(pid)
+    except ProcessLookupError:
+        died()
+        return
+    _watched[pid] = Watch(descriptor, died)
+    if descriptor not in hub.readers:  # a lost connection to the broker takes them all off
+
+        def dead() -> None:
+            hub.remove(descriptor)
+            os.close(descriptor)
+            _watched.pop(pid).died()
+
+        hub.add_reader(descriptor, dead)
+
+
+def end(task: "Task[..., Any]", ground: Ground, landing: Landing) -> None:
+    """Ends a flight, now or later. Never raises: an error here would cost the pool a slot."""
+    _due.append(Due(task, ground, landing))
+    if len(_due) == 1:
+        _work(FIRST_PAUSE)
+
+
+def _work(pause: float) -> None:
+    while _due:
+        due = _due.popleft()
+        try:
+            status = due.ground.land(due.landing, after=due.landing.entry.rpartition(":")[0], once=True)
+        except LockUnavailable as error:
+            hub = get_event_loop()
+            if hub is not None:
+                _due.append(due)
+                hub.call_later(pause, _work, min(2 * pause, LONGEST_PAUSE))
+                return
+            _log(due, error)
+        except Exception as error:
+            _log(due, error)
+        else:
+            if due.landing.token and status != "lost":
+                name, task_id = due.ground.name, due.landing.entry.rpartition(":")[0]
+                logger.info("flight.recovered", extra={"lock": name, "task_id": task_id, "status": status})
+                flight_recovered.send_robust(due.task, name=name, task_id=task_id, status=status)
+
+
+def _log(due: Due, error: Exception) -> None:
+    logger.warning("flight.not_freed", extra={"lock": due.ground.name, "reason": str(error)})

@@ -1,0 +1,53 @@
+-- claim: take a flight's lock for a call that is about to be published, or park its message behind the flight.
+-- KEYS   record, index, order, messages, outboxes, ended (of the entry)
+-- ARGV   token (its random part), ttl ms, member of the index, host, pid, thread, task, entry, mode,
+--        message (empty: do not park),
+--        1 if it is to replace the message that waits as this entry
+-- Returns {'own', fence}
+--         {'busy', ms left, 0, host, pid, thread, task, entry whose message a call replaces}
+--         {'parked'}
+--         {'next', entry, sequence, message}  parked, and the lock handed to this entry, which is to be published
+--         {'gone'}    the entry to replace is not waiting any more
+--         {'over'}    the token was cancelled
+local random, ttl, member, entry, mode, message = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[8], ARGV[9], ARGV[10]
+local token, replaces = claim_for(entry, random), ARGV[11] == '1'
+local field = read('t', 'f', 'd', 'a', 'qh', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
+local holder, fence, deadline, newest = field[1], field[2], number(field[3]), number(field[4])
+if cancelled(token, field, 6) then return {'over'} end
+
+local held = holder and deadline > now
+local mine = held and holder == token
+local waits
+if field[5] and not held then
+  local first, _, more = first_waiter()
+  waits = first or more
+end
+-- Where runs have an order, a call does not pass those that a dead flight left behind.
+local ordered = mode == 'wait' or mode == 'rerun'
+local behind = not held and ordered and redis.call('ZCARD', order) > 0
+
+local rerun = redis.call('HMGET', messages, 'rerun', 'next')
+local waiting = rerun[1] and rerun[1] ~= rerun[2] and redis.call('ZSCORE', order, rerun[1]) and rerun[1] or ''
+if replaces and entry ~= waiting then return {'gone'} end
+
+if mine or not (held or waits or behind) then
+  if not mine then
+    redis.call('DEL', KEYS[6])  -- a task id that is used again
+    fence, deadline = flight_fence(fence), 0
+  end
+  deadline = math.max(deadline, now + ttl)
+  redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),
+    'h', ARGV[4], 'p', ARGV[5], 'r', ARGV[6], 'k', ARGV[7], 's', text(now))
+  expire(deadline, newest)
+  redis.call('ZADD', KEYS[2], 'NX', text(now), member)
+  return {'own', tonumber(fence)}
+end
+
+if message == '' then
+  local owner = held and read('h', 'p', 'r', 'k') or {'', '', '', ''}
+  redis.call('DEL', KEYS[6])
+  return {'busy', held and deadline - now or 0, 0, owner[1], owner[2], owner[3], owner[4], waiting}
+end
+park(entry, message, mode, fence, member, replaces)
+if mode == 'rerun' then redis.call('HSET', messages, 'rerun', entry) end
+return behind and not waits and hand_over(random, mode, fence, newest, ttl, member) or {'parked'}
