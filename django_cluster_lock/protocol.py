@@ -58,13 +58,11 @@ class Block(NamedTuple):
 
 @dataclass(slots=True)
 class Call:
-    """One script to run on one lock's shard.
+    """One script to run on one lock's shard, with keys ``also`` besides the lock's own.
 
     Args:
-        also: keys of the script besides the lock's own.
         replicas: how many must acknowledge what it wrote; None for all that the shard has.
-        deadline: when to give up trying, on the monotonic clock; an attempt gets a little time in any case.
-        once: one attempt, but for redirections.
+        deadline: when to give up trying, on the monotonic clock, but after one attempt at least; ``once``: at most one.
     """
 
     keys: Keys
