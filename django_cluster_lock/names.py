@@ -18,6 +18,7 @@ from django_cluster_lock.values import canonical
 
 SLOTS = 16384
 LONGEST_IN_KEY = 200  # bytes; a longer name stands in its keys as a digest
+FLIGHT = "flight:"  # what the names of single flight's locks begin with
 _FORMATTER = string.Formatter()
 _BRACES = re.compile(r"[%{}]")
 _FORGOTTEN_FSTRING = re.compile(r"\{[^\W\d][\w.]*\}")
@@ -33,6 +34,16 @@ class Keys:
     wake: bytes
     member: bytes
     slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxKeys:
+    """Where the messages are that are parked behind a flight; ``ended`` is the start of the keys of ended ones."""
+
+    order: bytes
+    messages: bytes
+    outboxes: bytes
+    ended: bytes
 
 
 def slot_of(key: bytes) -> int:
@@ -127,6 +138,24 @@ def name_and_tag(member: bytes) -> tuple[str, str | None]:
         return unquote(whole), None
     tag, _, name = whole[1:].partition("}:")
     return unquote(name), tag
+
+
+@lru_cache(maxsize=4096)
+def outbox_keys(prefix: str, keys: Keys) -> OutboxKeys:
+    """The further keys of a flight's lock."""
+    start = f"{prefix}:".encode()
+    place = keys.record.removeprefix(start + b"lock:")
+    return OutboxKeys(
+        order=start + b"order:" + place,
+        messages=start + b"parked:" + place,
+        outboxes=outboxes_key(prefix, keys.slot),
+        ended=start + b"ended:" + place + b":",
+    )
+
+
+def is_flight(name: str) -> bool:
+    """Whether a lock is that of a single-flight task's key."""
+    return name.startswith(FLIGHT)
 
 
 @lru_cache(maxsize=1024)

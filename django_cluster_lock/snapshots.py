@@ -33,8 +33,9 @@ class Waiter:
 class LockSnapshot:
     """One lock as its shard's primary showed it.
 
-    ``state`` is "held", "expired" (its holder's lease ended and nobody took over yet), "waited" (free, with live
-    waiters) or "free". ``age`` is the time since it was granted, ``fence`` the last one granted.
+    ``state`` is "held", "queued" (held for a flight whose run has not begun), "expired" (its holder's lease ended and
+    nobody took over yet), "waited" (free, with live waiters) or "free". ``age`` is the time since it was granted,
+    ``fence`` the last one granted, ``parked`` how many messages wait behind a flight.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LockSnapshot:
     age: float
     lease_left: float
     waiters: tuple[Waiter, ...] = field(default=())
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,9 @@ class ForcedRelease:
 class Finding:
     """Something in Redis that should be otherwise.
 
-    ``kind`` is "dead-entry", "missing-entry", "dead-waiters", "no-expiry", "wake-no-expiry" or "foreign". ``name`` is
-    the lock's, or empty where the key does not tell it. ``repair`` says what a repair does, empty if that is up to you.
+    ``kind`` is "dead-entry", "missing-entry", "dead-waiters", "no-expiry", "wake-no-expiry", "orphans" (messages parked
+    behind a flight that is gone) or "foreign". ``name`` is the lock's, or empty where the key does not tell it.
+    ``repair`` says what a repair does, empty if that is up to you.
     """
 
     kind: str

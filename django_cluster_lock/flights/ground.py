@@ -61,7 +61,8 @@ class Ground:
     @property
     def outbox(self) -> Outbox:
         prefix = self.alias.settings.key_prefix
-        return Outbox.of(prefix, names.keys_of(prefix, self.name), self.mode)
+        lock = names.keys_of(prefix, self.name)
+        return Outbox(lock, names.outbox_keys(prefix, lock), self.mode.encode())
 
     def claim(self, entry: str, delay: float, message: Message | None = None, *, replaces: bool = False) -> Claim:
         """Claims the key for a call; with a message, parks that if the key is taken.
@@ -90,7 +91,7 @@ class Ground:
         Raises:
             LockUnavailable: Redis could not be told; the claim's time ends it.
         """
-        self.alias.run(protocol.ask(protocol.give_up(self.outbox.keys, token, mark=False)))
+        self.alias.run(protocol.ask(protocol.give_up(self.outbox.lock, token, mark=False)))
 
     def land(
         self,

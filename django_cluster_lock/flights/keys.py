@@ -32,9 +32,9 @@ def name_of(
         bound.apply_defaults()
         template = template_of(list(signature.parameters)) if policy.template is None else policy.template
         key = names.fill(template, _values(signature, bound.arguments)) if template else ""
-    name = f"flight:{task.name.replace('%', '%25').replace(':', '%3A')}:{key}"
+    name = f"{names.FLIGHT}{task.name.replace('%', '%25').replace(':', '%3A')}:{key}"
     if len(name) > LONGEST_READABLE:
-        name = f"flight:%h{hashlib.sha256(name.encode()).hexdigest()}"
+        name = f"{names.FLIGHT}%h{hashlib.sha256(name.encode()).hexdigest()}"
     return name
 
 

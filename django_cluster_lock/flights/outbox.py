@@ -10,38 +10,21 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, cast
 
-from django_cluster_lock import names, protocol, scripts
+from django_cluster_lock import protocol, scripts
 from django_cluster_lock.errors import LockError, LockNotReplicated
-from django_cluster_lock.names import Keys
+from django_cluster_lock.names import Keys, OutboxKeys
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
 from django_cluster_lock.scripts import Script
 
 GRACE = b"5000"  # ms for whoever handed the key over to publish the message
 
 
-@dataclass(frozen=True, slots=True)
-class Outbox:
-    """Where it lives, in the slot of its lock; ``mode`` is what duplicates get, as the decorator has it."""
+class Outbox(NamedTuple):
+    """The outbox behind a lock; ``mode`` is what duplicates get, as the decorator has it."""
 
-    keys: Keys
+    lock: Keys
+    keys: OutboxKeys
     mode: bytes
-    order: bytes
-    messages: bytes
-    outboxes: bytes
-    ended: bytes
-
-    @classmethod
-    def of(cls, prefix: str, keys: Keys, mode: str) -> "Outbox":
-        start = f"{prefix}:".encode()
-        place = keys.record.removeprefix(start + b"lock:")
-        return cls(
-            keys,
-            mode.encode(),
-            start + b"order:" + place,
-            start + b"parked:" + place,
-            names.outboxes_key(prefix, keys.slot),
-            start + b"ended:" + place + b":",
-        )
 
 
 class Parked(NamedTuple):
@@ -90,7 +73,7 @@ def claim(
     Raises:
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
-    args = (token, terms.ttl, outbox.keys.member, *terms.owner, entry.encode(), outbox.mode, message, _flag(replaces))
+    args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message, _flag(replaces))
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
     reply = yield from _undone_if_it_fails(outbox, call, claim_token(entry, token), entry)
@@ -113,12 +96,12 @@ def start(
     Raises:
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
-    args = (token, terms.ttl, outbox.keys.member, *terms.owner, entry.encode(), outbox.mode, message)
+    args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
     call = _call(outbox, scripts.START, (*args, flight_of.encode(), _flag(copy)), now + terms.patience, entry)
     call.replicas = terms.replicas
     reply = yield from _undone_if_it_fails(outbox, call, token, entry)
     if reply.status == b"own":
-        return protocol.granted(outbox.keys, token, terms, reply)
+        return protocol.granted(outbox.lock, token, terms, reply)
     return reply
 
 
@@ -134,7 +117,7 @@ def land(
 ) -> Flow[Reply]:
     """Ends a flight, or a step of that; see the script. ``claim`` is for the entry that follows."""
     token, terms = claim
-    place = outbox.keys.member, outbox.keys.wake, outbox.mode
+    place = outbox.lock.member, outbox.lock.wake, outbox.mode
     flags = _flag(landing.by_claim), _flag(landing.ended), _flag(landing.settles)
     run = landing.entry.encode(), token, *flags, landing.kept.encode()
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
@@ -146,13 +129,13 @@ def land(
 def drain(outbox: Outbox, claim: tuple[bytes, Terms], *, deadline: float) -> Flow[Reply]:
     """Hands the key to the first of the messages that nobody else will publish."""
     token, terms = claim
-    args = (token, terms.ttl, outbox.keys.member, GRACE)
+    args = (token, terms.ttl, outbox.lock.member, GRACE)
     return (yield from protocol.ask(_call(outbox, scripts.DRAIN, args, deadline)))
 
 
 def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, once: bool = False) -> Flow[Reply]:
     """Drops what was published."""
-    args = (outbox.keys.member, *_places(published))
+    args = (outbox.lock.member, *_places(published))
     call = _call(outbox, scripts.CONFIRM, args, deadline)
     call.once = once
     return (yield from protocol.ask(call))
@@ -160,7 +143,7 @@ def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, onc
 
 def has_ended(outbox: Outbox, entry: str, *, deadline: float) -> Flow[bool]:
     """Whether the run of an entry has ended for good."""
-    call = Call(outbox.keys, scripts.ENDED, (), deadline, also=(outbox.ended + entry.encode(),))
+    call = Call(outbox.lock, scripts.ENDED, (), deadline, also=(outbox.keys.ended + entry.encode(),))
     reply = yield from protocol.ask(call)
     return reply.status == b"ended"
 
@@ -172,8 +155,14 @@ def parked_of(reply: Reply) -> list[Parked]:
 
 
 def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: float, *entries: str) -> Call:
-    ended = (outbox.ended + entry.encode() for entry in entries)
-    return Call(outbox.keys, script, args, deadline, also=(outbox.order, outbox.messages, outbox.outboxes, *ended))
+    ended = (outbox.keys.ended + entry.encode() for entry in entries)
+    return Call(
+        outbox.lock,
+        script,
+        args,
+        deadline,
+        also=(outbox.keys.order, outbox.keys.messages, outbox.keys.outboxes, *ended),
+    )
 
 
 def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, entry: str) -> Flow[Reply]:
@@ -182,13 +171,13 @@ def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, entry: str) ->
         reply: Reply = yield call
         if reply.status in (b"own", b"parked", b"next") and reply.acks < reply.needed:
             told = f"{reply.acks} of {reply.needed} replicas acknowledged it"
-            raise LockNotReplicated(outbox.keys.name, told)
+            raise LockNotReplicated(outbox.lock.name, told)
     except GeneratorExit:
         raise
     except BaseException as error:
         mark = getattr(error, "unanswered", not isinstance(error, LockError))
         with suppress(LockError):
-            yield protocol.give_up(outbox.keys, token, mark=mark)
+            yield protocol.give_up(outbox.lock, token, mark=mark)
             if call.args[9]:  # a message
                 yield from confirm(outbox, [Parked(entry.encode(), b"", b"")], deadline=0.0, once=True)
         raise

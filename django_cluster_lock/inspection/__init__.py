@@ -9,7 +9,7 @@ from django_cluster_lock import names, protocol, scripts
 from django_cluster_lock.actions import Actions
 from django_cluster_lock.aliases import aliases
 from django_cluster_lock.errors import LockUnavailable
-from django_cluster_lock.inspection.reading import ask, know_layout, listing, name_of, snapshot_of
+from django_cluster_lock.inspection.reading import know_layout, listing, look_at, name_of, snapshot_of
 from django_cluster_lock.inspection.spreading import spread
 from django_cluster_lock.inspection.verifying import verification
 from django_cluster_lock.protocol import Call
@@ -102,10 +102,10 @@ class Locks:
     def _showing(self, keys: names.Keys) -> Actions[LockSnapshot]:
         alias, _, topology = self._where
         yield from know_layout(alias, topology)
-        (told,) = yield from ask([(keys.slot, (b"HGETALL", keys.record))], topology)
+        ((_, told, parked),) = yield from look_at([keys], self._prefix, topology)
         if told.failed:
             raise LockUnavailable(keys.name, told.reason)
-        shown = snapshot_of(keys, told)
+        shown = snapshot_of(keys, told, parked)
         if shown is None:
             raise LockUnavailable(keys.name, f"the hash {keys.record.decode()!r} is no lock's record")
         return shown

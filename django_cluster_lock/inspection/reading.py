@@ -9,7 +9,16 @@ from django_cluster_lock.actions import Actions, Answer, Command, NoAnswer, Node
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.exchange import learn
-from django_cluster_lock.names import SLOTS, Keys, index_key, keys_of, name_and_tag, outboxes_key
+from django_cluster_lock.names import (
+    SLOTS,
+    Keys,
+    index_key,
+    is_flight,
+    keys_of,
+    name_and_tag,
+    outbox_keys,
+    outboxes_key,
+)
 from django_cluster_lock.snapshots import Listing, LockSnapshot, Owner, Unread, Waiter
 
 Question: TypeAlias = tuple[int, Command]  # for whichever node serves that slot
@@ -70,16 +79,26 @@ def listing(alias: str, prefix: str, topology: Topology) -> Actions[Listing]:
     locks, failed = yield from _entries(index_key, prefix, topology)
     if len(failed) == SLOTS:
         raise ClusterUnavailable(alias, failed[0].reason)
-    records = yield from ask([(keys.slot, (b"HGETALL", keys.record)) for keys in locks], topology)
+    looks = yield from look_at(locks, prefix, topology)
     found = []
-    for keys, told in zip(locks, records, strict=True):
+    for keys, told, parked in looks:
         if told.failed and not is_foreign(told):
             failed[keys.slot] = told
-        lock = None if told.failed else snapshot_of(keys, told)
+        lock = None if told.failed else snapshot_of(keys, told, parked)
         if lock and lock.state != "free":
             found.append(lock)
     found.sort(key=lambda lock: (lock.name, lock.tag or ""))
     return Listing(tuple(found), unread(failed))
+
+
+def look_at(locks: Sequence[Keys], prefix: str, topology: Topology) -> Actions[list[tuple[Keys, Told, int]]]:
+    """Each lock with its record, as HGETALL tells it, and how many messages are parked behind it."""
+    flights = [keys for keys in locks if is_flight(keys.name)]
+    records = [(keys.slot, (b"HGETALL", keys.record)) for keys in locks]
+    counts = [(keys.slot, (b"ZCARD", outbox_keys(prefix, keys).order)) for keys in flights]
+    told = yield from ask([*records, *counts], topology)
+    parked = {keys: told.value for keys, told in zip(flights, told[len(locks) :], strict=True) if not told.failed}
+    return [(keys, record, parked.get(keys, 0)) for keys, record in zip(locks, told, strict=False)]
 
 
 def parked(alias: str, prefix: str, topology: Topology) -> Actions[list[Keys]]:
@@ -227,13 +246,14 @@ def _queue(fields: dict[bytes, bytes]) -> tuple[tuple[str, int], ...]:
     return tuple((text(token), int(fields.get(b"w" + token, b":0").rpartition(b":")[2])) for _, token in places)
 
 
-def snapshot_of(keys: Keys, told: Told) -> LockSnapshot | None:
+def snapshot_of(keys: Keys, told: Told, parked: int = 0) -> LockSnapshot | None:
     """What the answer to HGETALL shows of a lock; None if the hash is nobody's lock."""
     record, now = record_of(told.value), told.now
     if record is None:
         return None
     waiters = tuple(Waiter(token, (until - now) / 1000) for token, until in record.waiting(now))
-    taken, waited = ("held" if record.is_held(now) else "expired"), ("waited" if waiters else "free")
+    held = "queued" if is_claim(record.token) else "held"
+    taken, waited = (held if record.is_held(now) else "expired"), ("waited" if waiters else "free")
     return LockSnapshot(
         name=keys.name,
         tag=tag_of(keys),
@@ -246,6 +266,7 @@ def snapshot_of(keys: Keys, told: Told) -> LockSnapshot | None:
         age=max(now - record.since, 0) / 1000 if record.token else 0.0,
         lease_left=max(record.deadline - now, 0) / 1000 if record.token else 0.0,
         waiters=waiters,
+        parked=parked,
     )
 
 
@@ -275,6 +296,11 @@ def is_foreign(told: Told) -> bool:
 
 def name_of(node: Node) -> str:
     return f"{node[0]}:{node[1]}"
+
+
+def is_claim(token: str) -> bool:
+    """Whether a lease is the claim of a flight that is queued; see outbox.lua."""
+    return token.startswith("~")
 
 
 def text(token: bytes) -> str:

@@ -25,12 +25,13 @@ from django_cluster_lock.inspection.reading import (
     is_foreign,
     keys_in_slot,
     know_layout,
+    look_at,
     name_of,
     record_of,
     tag_of,
     unread,
 )
-from django_cluster_lock.names import SLOTS, Keys, index_key, keys_of, name_and_tag, slot_of
+from django_cluster_lock.names import SLOTS, Keys, index_key, keys_of, name_and_tag, outbox_keys, slot_of
 from django_cluster_lock.protocol import Batch, Call, Reply
 from django_cluster_lock.snapshots import Finding, Verification
 
@@ -86,7 +87,7 @@ class Examination:
         self.failed: dict[int, Told] = {}
         self.suspects: dict[tuple[str, str, str], Suspect] = {}
         self._prefix, self._topology = prefix, topology
-        self._families = {family: f"{prefix}:{family}:".encode() for family in ("lock", "index", "wake")}
+        self._families = {family: f"{prefix}:{family}:".encode() for family in ("lock", "index", "wake", "outboxes")}
 
     def scan(self) -> Actions[None]:
         """Walks over all nodes at once, a page of each at a time."""
@@ -116,11 +117,13 @@ class Examination:
         self.failed |= {slot: told for slot in range(SLOTS) if self._topology.primary(slot) == node}
 
     def _examine(self, page: Sequence[bytes]) -> Actions[None]:
-        records, indexes, wakes = ([key for key in page if key.startswith(start)] for start in self._families.values())
-        self.keys += len(records) + len(indexes) + len(wakes)
+        families = [[key for key in page if key.startswith(start)] for start in self._families.values()]
+        records, indexes, wakes, outboxes = families
+        self.keys += sum(map(len, families))
         yield from self._examine_records(records)
         yield from self._examine_indexes(indexes)
         yield from self._examine_wakes(wakes)
+        yield from self._examine_outboxes(outboxes)
 
     def _examine_records(self, records: Sequence[bytes]) -> Actions[None]:
         locks = yield from self._locks_of(records)
@@ -205,6 +208,20 @@ class Examination:
                 remedy = (slot_of(key), (b"PEXPIRE", key, WAKE_LIFE))
                 detail = "a waiter's push never expires"
                 self._suspect("wake-no-expiry", kind, key, lock, detail=detail, repair="let it expire", remedy=remedy)
+
+    def _examine_outboxes(self, outboxes: Sequence[bytes]) -> Actions[None]:
+        listed = yield from ask([(slot_of(key), (b"ZRANGE", key, b"0", b"-1")) for key in outboxes], self._topology)
+        flights: list[Keys] = []
+        for key, told in zip(outboxes, listed, strict=True):
+            if is_foreign(told):
+                self._foreign(told, key, "it is no sorted set")
+            elif self._all_told(key, told):
+                flights += filter(None, (keys_in_slot(self._prefix, slot_of(key), member) for member in told.value))
+        for lock, told, parked in (yield from look_at(flights, self._prefix, self._topology)):
+            record = None if told.failed else record_of(told.value)
+            if record and parked and not _live(record, told.now):
+                detail = f"{parked} parked behind a flight that is gone; a sweep by a worker publishes them"
+                self._suspect("orphans", told, outbox_keys(self._prefix, lock).order, lock, detail=detail)
 
     def _locks_of(self, records: Sequence[bytes]) -> Actions[list[Keys | None]]:
         """The locks of these records. A long name is in its key as a digest alone, and has to be found in the index."""

@@ -100,7 +100,7 @@ def test_list_as_json_has_the_documented_keys(run_json):
     assert printed["unread"] == []
     (shown,) = printed["locks"]
     assert shown.keys() == {
-        *("name", "tag", "slot", "node", "state", "token", "fence", "owner", "age", "lease_left", "waiters")
+        *("name", "tag", "slot", "node", "state", "token", "fence", "owner", "age", "lease_left", "waiters", "parked")
     }
     assert (shown["name"], shown["tag"], shown["fence"], shown["waiters"]) == ("invoice:42", None, fence, [])
     assert shown["owner"].keys() == {"host", "pid", "thread", "task"}

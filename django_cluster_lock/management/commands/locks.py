@@ -216,7 +216,7 @@ class Command(BaseCommand):
                 lock.state,
                 lock.token and duration(lock.age),
                 lock.token and duration(lock.lease_left),
-                len(lock.waiters),
+                len(lock.waiters) + lock.parked,
                 lock.fence,
                 lock.node,
                 lock.owner,
@@ -296,6 +296,7 @@ def _details(lock: LockSnapshot) -> list[tuple[str, object]]:
         ("Fence", lock.fence),
         ("Slot", f"{lock.slot} on {lock.node}"),
         ("Waiters", str(len(lock.waiters))),
+        ("Parked", str(lock.parked) if lock.parked else ""),
     ]
 
 
