@@ -9,7 +9,7 @@ from pathlib import Path
 
 import redis
 
-from benchmarks import handover, many, pair
+from benchmarks import flights, handover, many, pair
 from benchmarks.contestants import Bare, BareAcknowledged, Ours, OursAcknowledged, Push, PythonRedisLock, RedisPy
 from django_cluster_lock import embedded
 
@@ -30,23 +30,40 @@ def main():
     parser.add_argument("--quick", action="store_true", help="fewer rounds, for a look; writes nothing")
     quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as folder:
-        cluster = embedded.up(folder, owner=True)
+        folders = [f"{folder}/{name}" for name in ("cluster", "broker")]
         try:
-            page = "\n".join(sections(cluster.urls, quick=quick))
+            cluster = embedded.up(folders[0], owner=True)
+            broker = embedded.up(folders[1], cluster=False, owner=True)
+            page = "\n".join(sections(cluster, broker, quick=quick))
         finally:
-            embedded.down(folder)
+            for each in folders:
+                embedded.down(each)
     print(page)
     if not quick:
         PAGE.write_text(page)
 
 
-def sections(urls, *, quick):
-    packages = ("redis", "hiredis", "python-redis-lock", "django")
+def sections(cluster, broker, *, quick):
+    urls = cluster.urls
+    packages = ("redis", "hiredis", "python-redis-lock", "django", "celery", "celery-singleton", "celery-once")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     yield HEAD.format(cores=os.cpu_count(), versions=f"Python {platform.python_version()}, {versions}.")
     yield from pairs(urls, rounds=5 if quick else 41)
     yield from handovers(urls, rounds=10 if quick else 200)
     yield from crowds(urls, quick=quick)
+    yield from calls(cluster, broker, rounds=2 if quick else 40)
+
+
+def calls(cluster, broker, rounds):
+    first, duplicate = flights.measure(cluster, broker, rounds)
+    plain = first["a plain task"]
+    yield "## A call of a Celery task\n"
+    yield f"`.delay()` on a Redis broker, medians of {rounds * flights.CALLS} calls of each kind, interleaved.\n"
+    yield "| task | µs a call | of a plain one | µs a duplicate | of a plain call |\n|---|---:|---:|---:|---:|"
+    for label, seconds in first.items():
+        again = duplicate[label]
+        yield f"| {label} | {seconds * 1e6:.0f} | {seconds / plain:.2f}x | {again * 1e6:.0f} | {again / plain:.2f}x |"
+    yield ""
 
 
 def pairs(urls, rounds):

@@ -26,8 +26,11 @@ end
 local ordered = mode == 'wait' or mode == 'rerun'
 local behind = not held and ordered and redis.call('ZCARD', order) > 0
 
-local rerun = redis.call('HMGET', messages, 'rerun', 'next')
-local waiting = rerun[1] and rerun[1] ~= rerun[2] and redis.call('ZSCORE', order, rerun[1]) and rerun[1] or ''
+local waiting = ''
+if mode == 'rerun' then
+  local rerun = redis.call('HMGET', messages, 'rerun', 'next')
+  if rerun[1] and rerun[1] ~= rerun[2] and redis.call('ZSCORE', order, rerun[1]) then waiting = rerun[1] end
+end
 if replaces and entry ~= waiting then return {'gone'} end
 
 if mine or not (held or waits or behind) then
