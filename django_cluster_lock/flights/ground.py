@@ -25,13 +25,11 @@ class Claim(NamedTuple):
 
     Args:
         status: "own"; "busy", "parked", "next" (parked, and published or about to be); "gone", "over".
-        token: which it has, if it is its own.
         holder: who has the key, if it is busy.
         replaceable: the parked entry whose message a call may replace.
     """
 
     status: str
-    token: bytes
     holder: Owner = Owner()
     replaceable: str = ""
 
@@ -79,19 +77,9 @@ class Ground:
         reply = self.alias.run(outbox.claim(self.outbox, token, terms, entry, now=now, message=raw, replaces=replaces))
         if reply.status == b"next":
             self._publish_next(reply)
-        claimed = Claim(reply.status.decode(), outbox.claim_token(entry, token))
         if reply.status == b"busy":
-            replaceable = cast("bytes", reply.details[6]).decode()
-            claimed = claimed._replace(holder=protocol.owner_of(reply), replaceable=replaceable)
-        return claimed
-
-    def give_back(self, token: bytes) -> None:
-        """Frees the key of a claim whose message did not go out, if it still has that. One attempt.
-
-        Raises:
-            LockUnavailable: Redis could not be told; the claim's time ends it.
-        """
-        self.alias.run(protocol.ask(protocol.give_up(self.outbox.lock, token, mark=False)))
+            return Claim("busy", protocol.owner_of(reply), cast("bytes", reply.details[6]).decode())
+        return Claim(reply.status.decode())
 
     def land(
         self,

@@ -76,7 +76,7 @@ def claim(
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message, _flag(replaces))
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
-    reply = yield from _undone_if_it_fails(outbox, call, claim_token(entry, token), entry)
+    reply = yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), entry)
     return reply
 
 
@@ -184,8 +184,7 @@ def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, entry: str) ->
     return reply
 
 
-def claim_token(entry: str, token: bytes) -> bytes:
-    """The token that a claim for the entry gets."""
+def _claim_token(entry: str, token: bytes) -> bytes:
     return b"~%s~%s" % (entry.rpartition(":")[2].encode(), token)
 
 

@@ -43,8 +43,8 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     if task.typing and hasattr(task, "__header__"):
         task.__header__(*(args or ()), **(kwargs or {}))
     name = name_of(task, policy, args, kwargs)
-    if policy.on_duplicate == "join":
-        options = {option: value for option, value in options.items() if option != "ignore_result"}  # others may join
+    if policy.on_duplicate == "join" and options.get("ignore_result") and not task.ignore_result:
+        options["ignore_result"] = False  # others may join
     if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
     if flight := _retried(task, name, options):
@@ -74,28 +74,29 @@ class _Call:
 
     def make(self) -> "AsyncResult[Any]":
         try:
-            claim = self.ground.claim(self.entry, self.delay)
+            return self._claimed(self.ground.claim(self.entry, self.delay))
         except LockUnavailable as error:
             if self.policy.on_unavailable == "raise":
                 raise
             logger.warning("flight.unclaimed", extra={"lock": self.ground.name, "reason": str(error)})
             return self._publish()
+
+    def _claimed(self, claim: Claim) -> "AsyncResult[Any]":
         if claim.status == "own":
-            return self._fly(claim)
+            return self._fly()
+        if claim.status == "over":
+            raise LockUnavailable(self.ground.name, "its request was given up")
         duplicates.tell(self.task, self.policy, self.ground.name, claim.holder)
         if self.awaited:
             settles = self.policy.on_duplicate not in ("rerun", "wait") and claim.holder.task != self.id
             return self._publish((claim.holder.task or None) if settles else None)
         return self._duplicate(claim)
 
-    def _fly(self, claim: Claim) -> "AsyncResult[Any]":
+    def _fly(self) -> "AsyncResult[Any]":
         try:
             return self._publish()
         except BaseException:
-            try:
-                self.ground.give_back(claim.token)
-            except LockError as error:
-                logger.warning("flight.claim_not_freed", extra={"lock": self.ground.name, "reason": str(error)})
+            _leave(self.ground, self.entry)
             raise
 
     def _duplicate(self, claim: Claim) -> "AsyncResult[Any]":
@@ -124,7 +125,7 @@ class _Call:
             if claim.status in ("parked", "next"):
                 return result
             if claim.status == "own":  # the flight has ended meanwhile
-                return self._fly(claim)
+                return self._fly()
             self.options["task_id"] = uuid()  # the one to replace is on its way
 
     def _publish(self, flight_of: str | None = None, producer: Any = None) -> "AsyncResult[Any]":
@@ -133,13 +134,13 @@ class _Call:
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
         entry, ground = f"{result.id}:0", self.ground
-        return FlightResult.of(result, lambda: _leave(ground, entry))
+        return FlightResult.of(result, lambda: _leave(ground, entry, ended=True))
 
 
-def _leave(ground: Ground, entry: str) -> None:
-    """Frees the key if it is still queued for the entry."""
+def _leave(ground: Ground, entry: str, *, ended: bool = False) -> None:
+    """Frees the key if it is still queued for the entry. Else its time ends the claim."""
     try:
-        ground.land(Landing(entry, by_claim=True))
+        ground.land(Landing(entry, ended=ended, by_claim=True))
     except LockError as error:
         logger.warning("flight.claim_not_freed", extra={"lock": ground.name, "reason": str(error)})
 
