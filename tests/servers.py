@@ -19,10 +19,11 @@ PREFIX_STEM = "test-locks"
 RIGHTS = """
     evalsha eval blpop wait asking info cluster|slots cluster|nodes
     time hmget hget hset hsetnx hdel pexpire pexpireat pttl lpush zadd zrem
+    exists set del zcard zrevrange zrangebyscore
     hgetall zrange zscore scan type
 """
 # What the tests themselves do as that user, and RedisCluster when it starts.
-RIGHTS_OF_TESTS = "hlen exists del unlink zcard ping command cluster|info"
+RIGHTS_OF_TESTS = "hlen unlink ping command cluster|info"
 ACL_RULES = [f"~{PREFIX_STEM}*", *(f"+{command}" for command in (RIGHTS + RIGHTS_OF_TESTS).split())]
 
 
