@@ -3,8 +3,9 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from celery import Task
 
@@ -40,17 +41,29 @@ def name_of(
 
 @cache
 def _signature(run: Callable[..., Any]) -> inspect.Signature:
-    """The parameters of a task, without the ``self`` of a bound one."""
-    return inspect.signature(run)
+    """The parameters of a task, without the ``self`` of a bound one; annotations as types, where they can be had."""
+    try:
+        return inspect.signature(run, eval_str=True)
+    except Exception:
+        return inspect.signature(run)
 
 
 def _values(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, object]:
+    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     rest = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
     extra = arguments[rest] if rest else {}
-    return {name: _plain(value) for name, value in {**extra, **arguments}.items()}
+    kinds[rest or ""] = None
+    return {name: _plain(value, kinds.get(name)) for name, value in {**extra, **arguments}.items()}
 
 
-def _plain(value: Any) -> object:
-    """A pydantic model as the message carries it."""
-    dump = getattr(value, "model_dump", None)
-    return dump(mode="json") if callable(dump) and not isinstance(value, type) else value
+def _plain(value: Any, annotation: Any) -> object:
+    """A pydantic model as the message carries it; what stands for one gets its defaults first."""
+    if isinstance(value, Mapping):
+        model = next((kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)), None)
+        with suppress(ValueError):  # the run will say what is wrong with it
+            value = model.model_validate(value) if model else value
+    return value.model_dump(mode="json") if _is_model(type(value)) else value
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and callable(getattr(kind, "model_validate", None))

@@ -15,6 +15,8 @@ from django_cluster_lock import single_flight
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.policy import POLICY
 
+pydantic = pytest.importorskip("pydantic")
+
 app = Celery("keys", set_as_current=False)
 
 
@@ -128,3 +130,23 @@ print(json.dumps([t.name(t.every, {"x", "y", "z"}, d={"k": 1, "l": {3, 4}}), t.n
     }
     assert len(printed) == 1
     assert len(set(json.loads(printed.pop()))) == 2
+
+
+def test_a_dictionary_that_stands_for_a_pydantic_model_has_its_defaults_filled_in():
+    class Order(pydantic.BaseModel):
+        number: int
+        country: str = "DE"
+
+    @app.task(name="partial_order", shared=False, pydantic=True)
+    @single_flight
+    def partial_order(order: Order, other: Order | None = None):
+        return order.number
+
+    def name(*args):
+        return name_of(partial_order, partial_order.flight_policy, args, {})
+
+    whole = name(Order(number=4))
+    assert name({"number": 4}) == name({"number": "4", "country": "DE"}) == whole
+    assert name({"number": 4, "country": "FR"}) != whole
+    assert name(Order(number=4), {"number": 5}) == name({"number": 4}, Order(number=5)) != whole
+    assert name({"country": "DE"}) != whole  # no order: the run refuses it
