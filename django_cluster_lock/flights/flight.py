@@ -28,7 +28,7 @@ class Flight(Lock):
 
     Args:
         task_id: the run's Celery task; empty for one that runs inline, whose result nobody else can ask for.
-        retries: how often it was tried before.
+        retries: how often it was tried before. replaced: how often it has replaced itself.
         token: what its lease is to have, if somebody else has to know it.
     """
 
@@ -42,6 +42,7 @@ class Flight(Lock):
         task_id: str = "",
         *,
         retries: int = 0,
+        replaced: int = 0,
         token: bytes | None = None,
     ) -> None:
         super().__init__(
@@ -52,7 +53,8 @@ class Flight(Lock):
             raise_on_release_error=policy.on_lost == "abort",
         )
         self.task_id = task_id
-        self.entry, self.next_entry = f"{task_id}:{retries}", f"{task_id}:{retries + 1}"
+        self.entry = outbox.entry_of(task_id, retries, replaced)
+        self.next_entry = outbox.entry_of(task_id, retries + 1, replaced)
         self.ground = Ground.of(task.app, policy, name)
         self._own_token = token
 

@@ -1,7 +1,7 @@
 """The outbox of a flight's lock: messages that are parked behind the flight, and how one flight follows another.
 
 Flows of the protocol, like those of the lock, over scripts of its own: each decides on the lock and the outbox at once.
-An entry is "task id:retries", the one message of one run.
+An entry is "task id:attempt", the one message of one run.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,11 @@ class Outbox(NamedTuple):
     lock: Keys
     keys: OutboxKeys
     mode: bytes
+
+
+def entry_of(task_id: str, retries: int | None, replaced: int | None = 0) -> str:
+    """The entry of a task's attempt: how often it was retried, and how often it has replaced itself before."""
+    return f"{task_id}:{retries or 0}.{replaced}" if replaced else f"{task_id}:{retries or 0}"
 
 
 class Parked(NamedTuple):

@@ -15,7 +15,7 @@ from django_cluster_lock.flights import duplicates
 from django_cluster_lock.flights.ground import Claim, Ground
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.messages import HEADER, Recorder, Ticket
-from django_cluster_lock.flights.outbox import Landing
+from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import Policy
 from django_cluster_lock.flights.results import FlightResult, SkippedResult
 from django_cluster_lock.flights.run import running
@@ -70,7 +70,7 @@ class _Call:
 
     @property
     def entry(self) -> str:
-        return f"{self.id}:{self.options.get('retries', 0)}"
+        return entry_of(self.id, self.options.get("retries"), self.options.get("replaced_task_nesting"))
 
     def make(self) -> "AsyncResult[Any]":
         try:
@@ -133,7 +133,7 @@ class _Call:
         return self._result(self.send(**options, **({"producer": producer} if producer else {})))
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
-        entry, ground = f"{result.id}:0", self.ground
+        entry, ground = entry_of(result.id, 0), self.ground
         return FlightResult.of(result, lambda: _leave(ground, entry, ended=True))
 
 

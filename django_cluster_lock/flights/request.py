@@ -10,7 +10,7 @@ from django_cluster_lock.flights import recovery
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.messages import RUN_TOKEN, Ticket
-from django_cluster_lock.flights.outbox import Landing
+from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import POLICY, Policy
 from django_cluster_lock.holding import new_token
 
@@ -69,7 +69,7 @@ class Recovers:
     @property
     def _entry(self) -> str:
         told = self.request_dict  # type: ignore[attr-defined]
-        return f"{told['id']}:{told.get('retries') or 0}"
+        return entry_of(told["id"], told.get("retries"), told.get("replaced_task_nesting"))
 
     def _end(self, *, kept: str, token: bytes, ended: bool = False) -> None:
         task: Any = self.task  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from django_cluster_lock.flights.flight import Flight
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.messages import RUN_TOKEN, Message, Ticket, send_back
-from django_cluster_lock.flights.outbox import Landing
+from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import POLICY, Policy
 from django_cluster_lock.flights.results import Outcome, outcome_of
 from django_cluster_lock.flights.started import store_started
@@ -70,6 +70,7 @@ class _Arrival:
             ticket.name,
             self.id,
             retries=request.retries or 0,
+            replaced=request.replaced_task_nesting,
             token=token.encode() if token else None,
         )
 
@@ -210,5 +211,5 @@ def _end_unflown(task: "Task[..., Any]", policy: Policy, state: str | None) -> N
     request = task.request
     ticket = Ticket.of(request.headers or {})
     name = ticket.name or name_of(task, policy, request.args, request.kwargs)
-    entry = f"{request.id}:{request.retries or 0}"
+    entry = entry_of(request.id or "", request.retries, request.replaced_task_nesting)
     Ground.of(task.app, policy, name).land(Landing(entry, ended=state is not None, by_claim=True))

@@ -1,12 +1,12 @@
 -- Shared by the scripts of single flight, after common.lua: the messages parked behind a flight.
 --
 -- KEYS   record, index, order, messages, outboxes, ended...
--- `order` has the entries ("task id:retries") by sequence. `messages` has each entry's message, and the fields
+-- `order` has the entries ("task id:attempt") by sequence. `messages` has each entry's message, and the fields
 -- 'mode' (what duplicates get, as the decorator says), 'next' (the entry that was handed the key last) and 'rerun' (the
 -- one whose message later calls replace). `outboxes` tells which locks of the slot have entries.
 -- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known.
 --
--- A claim is a lease for an entry that is on its way to a worker: its token is "~retries~" and a random part, and the
+-- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the
 -- sequences of the entries that were parked before it.
 
@@ -16,16 +16,16 @@ local ENDED_LIFE = 600000       -- ms for which a copy of an ended message is kn
 local PAGE = 64                 -- entries one call settles
 
 local function claim_for(entry, random)
-  return '~' .. entry:match('(%d+)$') .. '~' .. random
+  return '~' .. entry:match(':([^:]*)$') .. '~' .. random
 end
 
 local function random_of(token)
-  return token and token:match('^~%d+~(.*)$')
+  return token and token:match('^~[^~]*~(.*)$')
 end
 
 local function is_claim_of(entry, token, task)
-  local retries = token and token:match('^~(%d+)~')
-  return retries and task .. ':' .. retries == entry
+  local attempt = token and token:match('^~([^~]*)~')
+  return attempt and task .. ':' .. attempt == entry
 end
 
 local function last_sequence()
@@ -69,7 +69,7 @@ local function keep_for(entry, random, fence, newest, ttl, member)
   expire(now + ttl, newest)
   redis.call('HDEL', record, 'h', 'p')
   redis.call('HSET', record, 't', claim_for(entry, random), 'f', flight_fence(fence), 'd', text(now + ttl),
-    'r', 'queued', 'k', entry:match('^(.*):%d+$'), 's', text(now))
+    'r', 'queued', 'k', entry:match('^(.*):[^:]*$'), 's', text(now))
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
 end
 
