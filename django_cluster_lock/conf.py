@@ -54,7 +54,8 @@ HINTS = {
     "E025": "Give the seconds between two sweeps for what dead flights left behind, above 0, or None for no sweeps.",
     "W001": "One request without an answer would cost the lease. Stay below a third of TIMEOUT.",
     "W002": "A duplicate that joins never gets the result of another process's call. Use a backend such as Redis.",
-    "W003": "Put @shared_task or @app.task above or below @single_flight: as it is, nothing keeps its calls apart.",
+    "W003": "Put @shared_task or @app.task above or below @single_flight, and have a base's __init_subclass__ call "
+    "super(): as it is, nothing keeps its calls apart.",
 }
 _KEYS = (
     "LOCATION",

@@ -7,7 +7,7 @@ the one that makes the task comes later: it finds the classes made so far and ma
 import inspect
 from collections.abc import Callable
 from functools import cache, partial, wraps
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakSet
 
 from celery import Task
@@ -21,6 +21,7 @@ from django_cluster_lock.flights.publish import publish
 from django_cluster_lock.flights.run import run
 
 MARK = "__single_flight__"  # on functions
+OUTERMOST = "_single_flight_"  # on a class, before the name of what was replaced: the class itself
 marked: WeakSet[Any] = WeakSet()  # the functions that are
 adopted: WeakSet[Any] = WeakSet()  # those of which there are tasks
 
@@ -49,20 +50,33 @@ def mark(target: Any, policy: Policy) -> None:
 
 def adopt(cls: Any, policy: Policy | None = None) -> None:
     """Makes a class of tasks one of single flight, if its ``run`` is marked or a policy is given."""
-    own = cls.__dict__.get("run")
+    own = vars(cls).get("run")
     function = getattr(own, "__func__", own)
     policy = policy or getattr(function, MARK, None)
     if policy is not None and own is not None:
         adopted.add(inspect.unwrap(function))
-    if hasattr(cls, POLICY):  # its base is one already
-        if own is not None:
-            setattr(cls, POLICY, policy)
-    elif policy is not None:
+    if policy is not None or (own is not None and hasattr(cls, POLICY)):  # a `run` of its own, unmarked: no flight
         setattr(cls, POLICY, policy)
-        started.defer(cls)
-        cls.Request = _requests_over(cls.Request)
-        cls.apply_async = _publishing(cls, cls.__dict__.get("apply_async"))
-        cls.__call__ = _running(cls, cls.__dict__.get("__call__"))
+    if hasattr(cls, POLICY):
+        for name, replaced in _REPLACEMENTS.items():
+            _replace(cls, name, replaced)
+
+
+def _replace(cls: Any, name: str, replaced: Callable[..., Any]) -> None:
+    """Replaces what the class brings under this name; in the first class of a line, what it inherits too.
+
+    Each replacement asks the task at hand for its policy, since that of a class below may be another or none.
+    """
+    outermost = OUTERMOST + name
+    if outermost not in vars(cls) and (name in vars(cls) or not hasattr(cls, outermost)):
+        setattr(cls, name, replaced(cls, vars(cls).get(name)))
+        setattr(cls, outermost, cls)
+
+
+def _acting(cls: type, name: str, task: Any) -> Policy | None:
+    """The task's policy, for the replacement that was called first; one below it only passes the call on."""
+    policy: Policy | None = getattr(task, POLICY)
+    return policy if getattr(task, OUTERMOST + name) is cls else None
 
 
 def _publishing(cls: type, own: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -82,7 +96,7 @@ def _publishing(cls: type, own: Callable[..., Any] | None) -> Callable[..., Any]
         given = {"args": args, "kwargs": kwargs, "task_id": task_id, "producer": producer}
         given |= {"link": link, "link_error": link_error, "shadow": shadow}
         options |= {option: value for option, value in given.items() if value is not None}
-        policy = getattr(self, POLICY)
+        policy = _acting(cls, "apply_async", self)
         return publish(self, policy, send, options) if policy else send(**options)
 
     return apply_async
@@ -91,14 +105,15 @@ def _publishing(cls: type, own: Callable[..., Any] | None) -> Callable[..., Any]
 def _running(cls: type, own: Callable[..., Any] | None) -> Callable[..., Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         call = partial(own, self) if own else super(cls, self).__call__  # type: ignore[arg-type]
-        policy = getattr(self, POLICY)
+        policy = _acting(cls, "__call__", self)
         return run(self, policy, call, args, kwargs) if policy else call(*args, **kwargs)
 
     return __call__
 
 
-def _requests_over(base: Any) -> Any:
+def _requesting(cls: Any, _: Any) -> property:
     """The class of the worker's requests, made where it is asked for: only workers need Celery's."""
+    base = cls.Request
 
     @cache
     def made() -> Any:
@@ -106,19 +121,41 @@ def _requests_over(base: Any) -> Any:
 
         return over(symbol_by_name(base))
 
-    return property(lambda _: made())
+    return property(lambda task: made() if getattr(task, POLICY) else base)
+
+
+_REPLACEMENTS = {
+    "apply_async": _publishing,
+    "__call__": _running,
+    "Request": _requesting,
+    "track_started": started.deferred,
+}
 
 
 def function_of(target: Any) -> Any:
-    """What a task was made of; anything else is itself."""
+    """What a task was made of; anything else is itself.
+
+    Raises:
+        TypeError: it is a proxy of something else.
+    """
     if type(target) is PromiseProxy and not target.__evaluated__():
-        return object.__getattribute__(target, "_Proxy__args")[0]
+        function, *_ = object.__getattribute__(target, "_Proxy__args") or (None,)
+        return function or _refuse(target)
     if type(target) is Proxy:  # `shared_task` gives one, which asks the current app each time
-        return inspect.getclosurevars(object.__getattribute__(target, "_Proxy__local")).nonlocals["fun"]
+        ask = object.__getattribute__(target, "_Proxy__local")
+        seen = inspect.getclosurevars(ask).nonlocals if inspect.isfunction(ask) else {}
+        return seen.get("fun") or _refuse(target)
     if isinstance(target, Task):
-        own = target.__class__.__dict__.get("run")  # not type(), which may be a proxy's
+        own = vars(target.__class__).get("run")  # not type(), which may be a proxy's
         return getattr(target, "_decorated_fun", None) or getattr(own, "__func__", own)
     return target
+
+
+def _refuse(proxy: Any) -> NoReturn:
+    raise TypeError(
+        f"single_flight decorates a task's function, or what `app.task` or `shared_task` made of one, not a proxy that "
+        f"stands for {proxy!r} just now"
+    )
 
 
 def _watch() -> None:

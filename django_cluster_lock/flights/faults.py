@@ -24,9 +24,17 @@ def problems() -> Iterator[Problem]:
     apps = _apps()
     for app in apps:
         yield from _result_problems(app)
-    pending = {made.function for app in apps for made in _made(app)}
+    made = [made for app in apps for made in _made(app)]
+    unseen = {each.function for each in made if each.policy is None and hasattr(each.function, MARK)}
+    for function in sorted(unseen, key=_name):
+        yield Problem(
+            "W003",
+            f"{_name(function)} is marked by single_flight, but its task has a base whose __init_subclass__ does not "
+            "call super().",
+        )
+    of_tasks = {each.function for each in made}
     for function in sorted(marked - adopted, key=_name):
-        if function not in pending:
+        if function not in of_tasks:
             yield Problem("W003", f"{_name(function)} is marked by single_flight, but there is no task of it.")
 
 

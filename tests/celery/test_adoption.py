@@ -5,12 +5,16 @@ import sys
 from types import FunctionType
 
 import pytest
-from celery import Celery, Task, current_app, shared_task
+from celery import Celery, Task, current_app, current_task, shared_task
+from celery.local import PromiseProxy, Proxy
+from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 
-from django_cluster_lock import single_flight
+from django_cluster_lock import current_lock, single_flight
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.policy import POLICY
+from django_cluster_lock.flights.request import GivesBack
+from django_cluster_lock.flights.started import is_wanted
 from tests.celery.workload import based, join
 
 pydantic = pytest.importorskip("pydantic")
@@ -211,12 +215,124 @@ def test_a_web_process_does_not_load_the_worker():
     assert printed == "False\n"
 
 
+@pytest.fixture
+def classes(app):
+    """Makes tasks of classes, each with the attributes given, and with the one before as its base."""
+
+    def make(*bodies):
+        base, tasks = Task, []
+        for number, body in enumerate(bodies):
+            base = type(f"Class{number}", (base,), body | {"name": f"class-{number}"})
+            tasks.append(app.register_task(base()))
+        return tasks
+
+    return make
+
+
+def flight(**attributes):
+    """The body of a class whose ``run`` is decorated."""
+    return {"run": flying(fresh(bound))} | attributes
+
+
+def no_flight(**attributes):
+    return {"run": fresh(bound)} | attributes
+
+
 def test_started_is_not_stored_for_duplicates(app):
     @app.task(name="t", shared=False, track_started=True)
     @flying
     def task(number):
         return number
 
-    assert task.track_started is False
-    assert type(app.tasks["t"])._single_flight_track_started is True
-    assert join.track_started is False
+    assert (task.track_started, is_wanted(task)) == (False, True)
+    assert (join.track_started, is_wanted(join)) == (False, False)
+
+
+@pytest.mark.parametrize("by_app", [False, True])
+def test_started_of_a_run_that_is_not_decorated_is_what_the_app_wants(app, classes, by_app):
+    app.conf.task_track_started = by_app
+    base, heir = classes(flight(), no_flight())
+    assert (base.track_started, is_wanted(base)) == (False, by_app)
+    assert heir.track_started is by_app
+
+
+def test_started_of_a_run_that_is_not_decorated_is_what_its_author_wants(classes):
+    *_, of_base, own = classes(flight(track_started=True), no_flight(), no_flight(track_started=False))
+    assert (of_base.track_started, own.track_started) == (True, False)
+
+
+@pytest.mark.parametrize("heir", [flight, dict])
+def test_started_is_deferred_in_each_class_that_asks_for_it(classes, heir):
+    base, task = classes(flight(track_started=False), heir(track_started=True))
+    assert (base.track_started, is_wanted(base)) == (False, False)
+    assert (task.track_started, is_wanted(task)) == (False, True)
+
+
+class Mine(Request):
+    pass
+
+
+@pytest.mark.parametrize("heir", [flight, dict])
+def test_each_class_may_bring_its_own_request(classes, heir):
+    base, task, below = classes(flight(), heir(Request=Mine), heir())
+    assert issubclass(base.Request, GivesBack)
+    assert not issubclass(base.Request, Mine)
+    assert issubclass(task.Request, GivesBack)
+    assert issubclass(task.Request, Mine)
+    assert below.Request is task.Request
+
+
+def test_the_request_of_a_run_that_is_not_decorated_is_its_own(classes):
+    _, plain, mine = classes(flight(), no_flight(), no_flight(Request=Mine))
+    assert symbol_by_name(plain.Request) is Request
+    assert mine.Request is Mine
+
+
+@pytest.mark.parametrize("heir", [flight, dict])
+def test_each_class_may_bring_its_own_methods(app, classes, flights, heir):
+    calls = []
+
+    def brings(number):
+        def apply_async(self, args=None, kwargs=None, **options):
+            calls.append(f"apply_async {number}")
+            return super(tasks[number].__class__, self).apply_async(args, kwargs, **options)
+
+        def __call__(self, *args, **kwargs):  # noqa: N807
+            calls.append(f"call {number}")
+            return super(tasks[number].__class__, self).__call__(*args, **kwargs)
+
+        return {"apply_async": apply_async, "__call__": __call__}
+
+    tasks = classes(flight(**brings(0)), heir(**brings(1)), heir())
+    first = tasks[2].apply_async((flights.key,), queue=flights.key)
+    assert calls == ["apply_async 1", "apply_async 0"]
+    assert tasks[2].delay(flights.key).id == first.id
+    with app.connection_for_read() as connection, connection.SimpleQueue(flights.key) as queue:
+        assert queue.get(timeout=5).headers["id"] == first.id
+        with pytest.raises(queue.Empty):
+            queue.get_nowait()
+    assert calls == ["apply_async 1", "apply_async 0"]
+    assert tasks[2](f"{flights.key}-other") == f"{flights.key}-other"
+    assert calls[2:] == ["call 1", "call 0"]
+
+
+def test_methods_of_a_class_below_are_part_of_the_flight(classes, flights):
+    held = []
+
+    def __call__(self, number):  # noqa: N807
+        held.append(current_lock().name)
+        return Task.__call__(self, number)
+
+    _, task = classes(flight(), {"__call__": __call__})
+    task(flights.key)
+    assert held == [f"flight:class-1:{flights.key}"]
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [current_task, current_app, Proxy(lambda: plain), Proxy(dict), PromiseProxy(dict)],
+    ids=["current_task", "current_app", "closure", "class", "promise"],
+)
+def test_what_stands_for_something_else_is_refused(proxy):
+    with pytest.raises(TypeError, match="single_flight decorates"):
+        flying(proxy)

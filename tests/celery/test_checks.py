@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from celery import Celery, _state, shared_task
+from celery import Celery, Task, _state, shared_task
 from django.core.checks import Error, Warning  # noqa: A004 - Django's word
 
 from django_cluster_lock import checks, single_flight
@@ -35,8 +35,9 @@ def found(monkeypatch):
             app.conf.update(result_backend=backend, **conf)
             monkeypatch.setattr(faults, "_apps", lambda: [app])
             kept = decorate(app, function)
+            finalized = app.finalized
             told = [each for each in checks.check_flights() if function.__qualname__ in each.msg]
-            assert not app.finalized
+            assert app.finalized == finalized
         assert all(each.hint for each in told), kept
         return [(type(each), each.id.rpartition(".")[2]) for each in told]
 
@@ -101,6 +102,29 @@ def test_no_results_wanted_at_all(found):
 
 def test_W003(found):
     assert found("cache+memory://", lambda _, function: single_flight(function)) == [(Warning, "W003")]
+
+
+class Deaf(Task):
+    abstract = True
+
+    def __init_subclass__(cls, **options):
+        """It does not call that of `Task`."""
+
+
+def test_W003_of_a_base_that_keeps_its_tasks_from_us(found):
+    def decorate(app, function):
+        task = app.task(shared=False, base=Deaf)(single_flight(function))
+        assert task.name
+        return task
+
+    assert found("cache+memory://", decorate) == [(Warning, "W003")]
+
+
+def test_W003_of_a_class_whose_base_keeps_it_from_us(found):
+    def decorate(app, function):
+        return app.register_task(type("Own", (Deaf,), {"name": "own", "run": staticmethod(single_flight(function))})())
+
+    assert found("cache+memory://", decorate) == [(Warning, "W003")]
 
 
 @pytest.mark.parametrize("options", [{"autoretry_for": (KeyError,)}, {"bind": True}], ids=str)
