@@ -7,14 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from typing import TypeVar
 
 from redis import RedisCluster
 
 from demo.flood import Flood, Kill
 from demo.processes import Shop
-from django_cluster_lock import embedded, locks
-from shop.tasks import bill
+from django_cluster_lock import embedded
 
+T = TypeVar("T")
+LONGEST_FAILOVER = 30.0  # seconds
 ON_THEIR_WAY = 0.5  # seconds in which answers given before a kill still arrive
 
 
@@ -23,23 +25,6 @@ class Faults:
     wanted: bool
     web: Kill | None = None
     primary: Kill | None = None
-
-
-@dataclass(frozen=True)
-class RunKilled:
-    """A task's run that ended with its process.
-
-    Args:
-        victim: the process.
-        key: what it did.
-        at: when, on the monotonic clock.
-        freed: how many seconds after that its lock came free, if it had one.
-    """
-
-    victim: int
-    key: str
-    at: float
-    freed: float | None
 
 
 def kill_a_web_process(shop: Shop, flood: Flood) -> Kill | None:
@@ -51,28 +36,6 @@ def kill_a_web_process(shop: Shop, flood: Flood) -> Kill | None:
         return None
     shop.kill(int(payment["till"]))
     return Kill(int(payment["till"]), [int(payment["event"])], time.monotonic(), ON_THEIR_WAY)
-
-
-def kill_a_run(shop: Shop, *, guarded: bool) -> RunKilled | None:
-    """Kills the worker's process that has just had an invoice made, and has not yet noted it."""
-    invoice = hold(shop)
-    if invoice is None:
-        return None
-    victim = int(invoice["till"])
-    os.kill(victim, signal.SIGKILL)
-    killed = time.monotonic()
-    freed = seconds_locked(f"flight:{bill.name}:{invoice['ticket']}", victim) if guarded else None
-    return RunKilled(victim, f"bill {invoice['ticket']}", killed, freed)
-
-
-def seconds_locked(name: str, pid: int) -> float:
-    """How long a process still has a lock."""
-    began = time.monotonic()
-    while True:
-        lock = locks["default"].show(name)
-        if lock.state != "held" or lock.owner.pid != str(pid):
-            return time.monotonic() - began
-        time.sleep(0.02)
 
 
 def hold(shop: Shop) -> Mapping[str, str] | None:
@@ -89,23 +52,35 @@ def hold(shop: Shop) -> Mapping[str, str] | None:
 
 
 def kill_a_primary(cluster: embedded.Cluster, events: Sequence[int], flood: Flood) -> Kill | None:
-    """Kills the primary of the first event's lock, and starts it again once its replica has taken over."""
+    """Kills the primary of the first event's lock."""
     if not flood.reached(0.35):
         return None
+    ports = ports_of(cluster, {event: f"event:{event}" for event in events})
+    port = ports[events[0]]
+    at, replaced = replace_primary(cluster, port)
+    return Kill(port, [event for event in events if ports[event] == port], at, replaced)
+
+
+def ports_of(cluster: embedded.Cluster, names: Mapping[T, str]) -> dict[T, int]:
+    """The ports of the primaries that have the locks of these names."""
     with RedisCluster.from_url(cluster.urls[0]) as client:
         # A lock's hash tag is its name.
-        ports = {event: client.get_node_from_key(f"{{event:{event}}}").port for event in events}
-    port = ports[events[0]]
+        return {what: client.get_node_from_key(f"{{{name}}}").port for what, name in names.items()}
+
+
+def replace_primary(cluster: embedded.Cluster, port: int) -> tuple[float, float]:
+    """Kills a primary, and starts it again once its replica has taken over. When, and how many seconds after that."""
     os.kill(cluster.pid(port), signal.SIGKILL)
     killed = time.monotonic()
     # Not before: a primary that comes back empty in time for nobody to notice has forgotten its locks.
     while not is_replaced(cluster, port):
-        if flood.stopped.wait(0.05):
-            return None
+        if time.monotonic() > killed + LONGEST_FAILOVER:
+            raise RuntimeError("No replica took over from the killed primary. Is the machine very busy?")
+        time.sleep(0.05)
     replaced = time.monotonic() - killed
     if embedded.up(cluster.directory).ports != cluster.ports:
         raise RuntimeError("The killed primary did not come back to its cluster. Is the machine very busy?")
-    return Kill(port, [event for event in events if ports[event] == port], killed, replaced)
+    return killed, replaced
 
 
 def is_replaced(cluster: embedded.Cluster, port: int) -> bool:

@@ -1,12 +1,14 @@
 """Many buyers at once, over HTTP."""
 
+import json
 import random
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlencode
 
@@ -85,6 +87,11 @@ class Flood:
         for buyer in self._buyers:
             buyer.join()
         self.ended = time.monotonic()
+
+    def note(self, log: Path) -> None:
+        """Appends the answers to a file of JSON lines."""
+        with log.open("a") as lines:
+            lines.writelines(json.dumps(asdict(answer)) + "\n" for answer in self.answers)
 
     @property
     def under_way(self) -> bool:

@@ -15,7 +15,9 @@ from django.conf import settings
 WEB_PROCESSES = 3
 CONCURRENCY = 4  # of each worker
 PAYMENT_LATENCY = 0.02
-DATABASE, PAYMENTS, RUNS = "shop.sqlite3", "payments.jsonl", "runs.jsonl"  # in the demo's folder
+# In the demo's folder.
+DATABASE, PAYMENTS, RUNS = "shop.sqlite3", "payments.jsonl", "runs.jsonl"
+ANSWERS, CALLS = "answers.jsonl", "calls.jsonl"
 
 
 Process = subprocess.Popen[str]
@@ -41,8 +43,9 @@ class Shop:
 @contextmanager
 def running_shop(
     folder: Path,
+    web_socket: socket.socket,
     lock_servers: Sequence[str],
-    broker: str = "",
+    broker: str,
     *,
     web: int = WEB_PROCESSES,
     workers: int = 0,
@@ -51,7 +54,7 @@ def running_shop(
     """A payment service, web processes, Celery workers, and processes that call tasks, until the end of the block."""
     started: list[Process] = []
     log = folder / "log"
-    with _listener() as web_socket, _listener() as payment_socket, log.open("a") as errors:
+    with listener() as payment_socket, log.open("a") as errors:
         port, payment_port = web_socket.getsockname()[1], payment_socket.getsockname()[1]
         environment = {
             "DATABASE_URL": str(folder / DATABASE),
@@ -87,7 +90,7 @@ def running_shop(
                             pipe.close()
 
 
-def _listener() -> socket.socket:
+def listener() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0), backlog=512)
 
 

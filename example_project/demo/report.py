@@ -4,13 +4,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from textwrap import fill
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 from demo.account import Account
 from demo.flood import BUSY, CUT_OFF, SOLD, SOLD_OUT, UNAVAILABLE
 
 COLUMNS = "{:<48}{:>14}{:>14}"
-ROWS: Mapping[str, Callable[[Account], object]] = {
+T = TypeVar("T")
+Rows: TypeAlias = Mapping[str, Callable[[T], object] | None]  # a label and its figure; without one it is a heading
+ROWS: Rows[Account] = {
+    "What the buyers were told (answers.jsonl)": None,
     "requests made": lambda a: a.requests,
     "  sold (201)": lambda a: a.answers[SOLD],
     "  sold out (410)": lambda a: a.answers[SOLD_OUT],
@@ -18,20 +21,22 @@ ROWS: Mapping[str, Callable[[Account], object]] = {
     "  lock unavailable (503)": lambda a: a.answers[UNAVAILABLE],
     "  cut off: the process was killed": lambda a: a.answers[CUT_OFF],
     "  failed": lambda a: a.failed,
+    "requests answered in a second": lambda a: round(a.requests / a.seconds),
+    "longest wait for an answer": lambda a: f"{a.longest_wait:.1f} s",
+    "The database (shop.sqlite3)": None,
     "seats": lambda a: a.seats,
-    "tickets in the database": lambda a: a.tickets,
+    "tickets sold": lambda a: a.tickets,
     "  oversold": lambda a: a.oversold,
     "  missing from the counters (lost updates)": lambda a: a.lost_updates,
     "  seats left free though buyers asked": lambda a: a.left_free,
     "  under a lock": lambda a: a.with_fence,
     "  out of the order of their fences": lambda a: a.out_of_order,
-    "payments in the payment service's log": lambda a: a.payments,
+    "The payment service's log (payments.jsonl)": None,
+    "payments": lambda a: a.payments,
     "  beside another one of the same event": lambda a: a.side_by_side,
     "  refunded": lambda a: a.refunded,
     "  paid, not delivered: the process was killed": lambda a: a.undelivered,
     "  paid, not delivered: no reason": lambda a: a.unexplained,
-    "requests answered in a second": lambda a: round(a.requests / a.seconds),
-    "longest wait for an answer": lambda a: f"{a.longest_wait:.1f} s",
 }
 ONLY_IF_ANY = {
     "  lock busy for 10 s, or lost (409)",
@@ -67,19 +72,22 @@ def report(guarded: Account, control: Account) -> Iterator[str]:
 
 def table(  # noqa: PLR0917
     titles: tuple[str, str],
-    rows: Mapping[str, Callable[[Any], object]],
+    rows: Rows[T],
     only_if_any: Set[str],
-    guarded: object,
-    control: object,
+    guarded: T,
+    control: T,
     paragraphs: Iterable[str],
 ) -> Iterator[str]:
     """Two columns of figures, and what is to say about them."""
     yield ""
     yield COLUMNS.format("", *titles)
     for label, value in rows.items():
+        if value is None:
+            yield f"\n{label}"
+            continue
         columns = value(guarded), value(control)
         if any(columns) or label not in only_if_any:
-            yield COLUMNS.format(label, *columns)
+            yield COLUMNS.format(f"  {label}", *columns)
     for sentences in filter(None, paragraphs):
         yield ""
         yield fill(sentences, 76)
@@ -115,7 +123,7 @@ def conclusion(guarded: Account, control: Account) -> Iterator[str]:
 
 
 def again(pause: float | None) -> str:
-    return "did not come to be sold again" if pause is None else f"sold on {pause:.1f} s after the kill"
+    return "sold nothing again before the flood was over" if pause is None else f"sold on {pause:.1f} s after the kill"
 
 
 def counted(breaches: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from demo.faults import RunKilled
+from demo.tasks_faults import PrimaryKilled, RunKilled
 from demo.tasks_flood import Entry, TaskFlood
 from shop.models import Ticket
 
@@ -31,10 +31,12 @@ class TaskAccount:
     calls: int
     seconds: float
     killed: RunKilled | None
+    primary: PrimaryKilled | None
     kill_wanted: bool
     guarded: bool
     joined: int = 0  # calls that got the id of a flight under way
     refused: int = 0  # calls that were told that the lock is unavailable
+    refused_in_vain: int = 0  # those of them whose key's primary lived
     unanswered: int = 0  # calls that got no result, or an error
     misled: int = 0  # calls whose result is not that of a run with their id
     runs: int = 0
@@ -53,6 +55,7 @@ class TaskAccount:
     same_task: bool = False  # whether that was the same task, come again
     waiting: int = 0  # calls that waited for the killed run's task
     served: int = 0  # and how many of them got a result
+    flew_on: float | None = None  # seconds from a primary's kill until one of its keys was run again
 
     @property
     def breaches(self) -> Mapping[str, int]:
@@ -62,6 +65,7 @@ class TaskAccount:
             "runs out of the order of their fences": self.out_of_order,
             "runs without a lock": self.runs - self.with_fence if self.guarded else 0,
             "runs that never ended": self.endless,
+            "calls refused for no reason": self.refused_in_vain,
             "calls without a result": self.unanswered,
             "calls with a result that is not their run's": self.misled,
             "tickets without an invoice": self.unbilled,
@@ -71,18 +75,21 @@ class TaskAccount:
 
 
 def task_account_of(flood: TaskFlood, payment_log: Path, *, kill_wanted: bool, guarded: bool) -> TaskAccount:
-    runs = runs_of(flood.runs.entries)
+    runs = runs_of(entry for entry in flood.runs.entries if entry["key"] in flood.keys)
     made, answered = flood.made, [entry for entry in flood.closed if "answered" in entry]
     ids = {entry["id"] for entry in made if "id" in entry}
     accepted = sum("id" in entry for entry in made)
+    refused = [entry["key"] for entry in made if "refused" in entry]
     account = TaskAccount(
         calls=flood.total,
         seconds=flood.ended - flood.began,
         killed=flood.killed,
+        primary=flood.primary,
         kill_wanted=kill_wanted,
         guarded=guarded,
         joined=accepted - len(ids),
-        refused=sum("refused" in entry for entry in made),
+        refused=len(refused),
+        refused_in_vain=sum(not flood.primary or key not in flood.primary.keys for key in refused),
         unanswered=flood.total - sum("result" in entry for entry in answered) - (len(made) - accepted),
         runs=len(runs),
         reports=sum(run.key.startswith("report ") for run in runs),
@@ -103,6 +110,9 @@ def task_account_of(flood: TaskFlood, payment_log: Path, *, kill_wanted: bool, g
     add_invoices(account, {int(key.removeprefix("bill ")) for key in keys if key.startswith("bill ")}, payment_log)
     if flood.killed:
         add_kill(account, flood.killed, runs, answered)
+    if primary := flood.primary:
+        begun = (run.began - primary.at for run in runs if run.key in primary.keys)
+        account.flew_on = min((after for after in begun if after > primary.replaced), default=None)
     return account
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from demo.faults import RunKilled
-from demo.processes import RUNS, Shop
+from demo.processes import CALLS, RUNS, Shop
+from demo.tasks_faults import PrimaryKilled, RunKilled
 from shop.models import Event, Ticket
 
 Entry = dict[str, Any]
@@ -47,9 +47,10 @@ class TaskFlood:
     def __init__(self, shop: Shop, folder: Path, calls: Sequence[tuple[str, int]], suffix: str) -> None:
         self.shop, self.calls, self.suffix = shop, calls, suffix
         self.total = len(calls) * len(shop.callers)
-        self.log = folder / "calls.jsonl"
+        self.log = folder / CALLS
         self.notes, self.runs = Notes(self.log), Notes(folder / RUNS)
         self.killed: RunKilled | None = None
+        self.primary: PrimaryKilled | None = None
         self.stopped = False
         self.began = self.ended = time.monotonic()
 
@@ -84,6 +85,11 @@ class TaskFlood:
     @property
     def under_way(self) -> bool:
         return len(self.closed) < self.total and all(caller.poll() is None for caller in self.shop.callers)
+
+    @property
+    def keys(self) -> set[str]:
+        """What the calls are about."""
+        return {f"{task} {subject}" for task, subject in self.calls}
 
     @property
     def made(self) -> list[Entry]:

@@ -1,16 +1,19 @@
 """What the demo prints of the calls of tasks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
-from demo.report import counted, table
+from demo.report import Rows, counted, table
 from demo.tasks_account import TaskAccount
 
-ROWS: Mapping[str, Callable[[TaskAccount], object]] = {
+ROWS: Rows[TaskAccount] = {
+    "What the callers were told (calls.jsonl)": None,
     "calls made": lambda a: a.calls,
     "  joined a flight under way": lambda a: a.joined,
     "  refused: the lock was unavailable": lambda a: a.refused,
     "  without a result": lambda a: a.unanswered,
     "  with a result that is not their run's": lambda a: a.misled,
+    "all results were there after": lambda a: f"{a.seconds:.1f} s",
+    "What the runs noted of themselves (runs.jsonl)": None,
     "runs made": lambda a: a.runs,
     "  beside another one of the same key": lambda a: a.overlapping,
     "  under a lock": lambda a: a.with_fence,
@@ -18,19 +21,20 @@ ROWS: Mapping[str, Callable[[TaskAccount], object]] = {
     "  cut off: the process was killed": lambda a: a.cut_off,
     "  never ended": lambda a: a.endless,
     "reports made": lambda a: a.reports,
+    "The database (shop.sqlite3)": None,
     "tickets to be billed": lambda a: a.tickets,
     "  without an invoice": lambda a: a.unbilled,
-    "invoices in the payment service's log": lambda a: a.invoices,
+    "The payment service's log (payments.jsonl)": None,
+    "invoices made": lambda a: a.invoices,
     "  second ones: the process was killed": lambda a: a.excused,
     "  second ones: no reason": lambda a: a.doubles - a.excused,
-    "all results were there after": lambda a: f"{a.seconds:.1f} s",
 }
 ONLY_IF_ANY = {"  refused: the lock was unavailable", "  never ended", "  without an invoice"}
 
 
 def report_tasks(guarded: TaskAccount, control: TaskAccount) -> Iterator[str]:
     """The whole account."""
-    paragraphs = (incident(guarded), *conclusion(guarded, control))
+    paragraphs = (incident(guarded), failover(guarded), *conclusion(guarded, control))
     return table(("single flight", "without it"), ROWS, ONLY_IF_ANY, guarded, control, paragraphs)
 
 
@@ -41,15 +45,29 @@ def incident(account: TaskAccount) -> str:
         return "No worker's process was killed: there was no invoice to be made." if account.kill_wanted else ""
     if account.resumed is None:
         return f"A worker's process, {killed.victim}, was killed (SIGKILL). Its key, {killed.key!r}, was not run again."
-    came_again = "the same task, whose message had gone back to the queue and come again with growing pauses"
-    freed = (
-        f"came free with the end of its lease {killed.freed:.1f} s after the kill" if killed.freed else "had no lock"
-    )
+    freed = "had no lock" if killed.freed is None else f"came free {killed.freed:.1f} s after the kill"
     return (
         f"A worker's process, {killed.victim}, was killed (SIGKILL) between an invoice and its note. Its key, "
         f"{killed.key!r}, {freed}. It was run again {account.resumed:.1f} s after the kill, by "
-        f"{came_again if account.same_task else 'another task'}. "
+        f"{'the same task, whose message had gone back to its queue' if account.same_task else 'another task'}. "
         f"{account.served} of the {account.waiting} calls that waited for the killed task got its result."
+    )
+
+
+def failover(account: TaskAccount) -> str:
+    """The kill of a primary with single flight at work, and what it cost."""
+    primary = account.primary
+    if primary is None:
+        return "No primary was killed: the flood was over before." if account.kill_wanted else ""
+    again = (
+        "the flood was over before one of them was run again"
+        if account.flew_on is None
+        else f"the first of them was run again {account.flew_on:.1f} s after the kill"
+    )
+    return (
+        f"The primary at port {primary.port} was killed, which had the locks of {len(primary.keys)} keys, "
+        f"{primary.flights} of them in flight. A replica replaced it after {primary.replaced:.1f} s; {again}. "
+        f"Calls refused meanwhile, since nobody could tell whether their key was free: {account.refused}."
     )
 
 

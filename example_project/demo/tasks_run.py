@@ -1,14 +1,15 @@
 """The tasks' part of the demo: two floods of calls, which differ by the decorator alone."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.faults import kill_a_run
 from demo.processes import CONCURRENCY, PAYMENTS, Shop, running_shop
 from demo.report import Progress
 from demo.tasks_account import TaskAccount, task_account_of
+from demo.tasks_faults import kill_a_primary_of_flights, kill_a_run
 from demo.tasks_flood import TaskFlood, calls_for
 from django_cluster_lock import embedded
 from shop.samples import create_events, create_tickets
@@ -26,30 +27,36 @@ class TaskFloods:
     kill: bool
     lock: bool
 
-    def run(self, cluster: embedded.Cluster, broker: embedded.Cluster) -> tuple[TaskAccount, TaskAccount]:
+    def run(self, web_socket: socket.socket, cluster: embedded.Cluster, broker: str) -> tuple[TaskAccount, TaskAccount]:
         """The accounts of the flood with single flight and of that without it."""
         with (
             ThreadPoolExecutor(1) as pool,
             running_shop(
-                self.folder, cluster.urls, f"{broker.urls[0]}/0", web=1, workers=WORKERS, callers=CALLERS
+                self.folder, web_socket, cluster.urls, broker, web=1, workers=WORKERS, callers=CALLERS
             ) as shop,
         ):
             print(
-                f"Now {self.calls} calls of tasks from {CALLERS} processes to {WORKERS} workers of {CONCURRENCY} "
-                f"processes each, twice.\nSee them at http://127.0.0.1:{shop.port}/locks/ while it lasts."
+                f"{self.calls} calls of tasks from {CALLERS} processes to {WORKERS} workers of {CONCURRENCY} "
+                "processes each, twice."
             )
             suffix = GUARDED if self.lock else UNGUARDED
-            guarded = self.flood("single flight", suffix, shop, pool, guarded=True)
-            return guarded, self.flood("without it", UNGUARDED, shop, pool, guarded=False)
+            guarded = self.flood("single flight", suffix, shop, pool, cluster)
+            return guarded, self.flood("without it", UNGUARDED, shop, pool, None)
 
-    def flood(self, title: str, suffix: str, shop: Shop, pool: ThreadPoolExecutor, *, guarded: bool) -> TaskAccount:
+    def flood(
+        self, title: str, suffix: str, shop: Shop, pool: ThreadPoolExecutor, cluster: embedded.Cluster | None
+    ) -> TaskAccount:
+        """One flood; with a cluster, one of its primaries is killed too."""
         events = create_events(capacity=SEATS)
         calls = calls_for(events, create_tickets(events, SEATS), max(self.calls // CALLERS, 1), self.seed)
+        guarded = cluster is not None
         with TaskFlood(shop, self.folder, calls, suffix) as flood:
 
             def go_wrong() -> None:
                 if flood.reached(0.1):
                     flood.killed = kill_a_run(shop, guarded=guarded and self.lock)
+                if cluster and flood.reached(0.35):
+                    flood.primary = kill_a_primary_of_flights(cluster, flood.keys, lambda: flood.stopped)
 
             going_wrong = pool.submit(go_wrong) if self.kill else None
             progress = Progress(lambda: progress_of(title, flood))

@@ -1,13 +1,29 @@
 import sys
 import tempfile
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from django.core.management import BaseCommand
+from django.core.management import BaseCommand, CommandError
 
 from demo.processes import stoppable
 from demo.run import Demo
+
+
+@contextmanager
+def folder_for(keep: Path | None) -> Iterator[Path]:
+    """The folder for everything that the demo writes."""
+    if keep:
+        try:
+            keep.mkdir(parents=True)
+        except OSError as error:
+            raise CommandError(f"--keep needs the name of a folder that does not exist yet: {error}") from error
+        yield keep.absolute()
+    else:
+        with tempfile.TemporaryDirectory(prefix="ticket-shop-") as folder:
+            yield Path(folder)
 
 
 class Command(BaseCommand):
@@ -22,14 +38,17 @@ class Command(BaseCommand):
             "--seconds", type=float, default=45, help="that a flood of requests lasts at most (%(default)s)"
         )
         parser.add_argument("--seed", type=int, default=1, help="of the buyers' choices (%(default)s)")
+        parser.add_argument(
+            "--keep", type=Path, metavar="FOLDER", help="keep the database and the logs in a new folder"
+        )
         parser.add_argument("--no-kill", action="store_true", help="let all processes live")
         parser.add_argument("--no-lock", action="store_true", help="leave the lock out of both floods: must fail")
 
     def handle(self, **options: Any) -> None:
         try:
-            with stoppable(), tempfile.TemporaryDirectory(prefix="ticket-shop-") as folder:
+            with stoppable(), folder_for(options["keep"]) as folder:
                 demo = Demo(
-                    Path(folder),
+                    folder,
                     requests=options["requests"],
                     calls=options["calls"],
                     seconds=options["seconds"],
