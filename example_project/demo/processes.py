@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from django.conf import settings
+
+from demo.database import database_url
 
 WEB_PROCESSES = 3
 CONCURRENCY = 4  # of each worker
 PAYMENT_LATENCY = 0.02
 # In the demo's folder.
-DATABASE, PAYMENTS, RUNS = "shop.sqlite3", "payments.jsonl", "runs.jsonl"
-ANSWERS, CALLS = "answers.jsonl", "calls.jsonl"
+ANSWERS, CALLS, PAYMENTS, RUNS = "answers.jsonl", "calls.jsonl", "payments.jsonl", "runs.jsonl"
 
 
 Process = subprocess.Popen[str]
@@ -54,15 +56,19 @@ def running_shop(
     """A payment service, web processes, Celery workers, and processes that call tasks, until the end of the block."""
     started: list[Process] = []
     log = folder / "log"
-    with listener() as payment_socket, log.open("a") as errors:
+    with (
+        listener() as payment_socket,
+        log.open("a") as errors,
+        TemporaryDirectory(prefix="ticket-shop-") as scratch,
+    ):
         port, payment_port = web_socket.getsockname()[1], payment_socket.getsockname()[1]
         environment = {
-            "DATABASE_URL": str(folder / DATABASE),
+            "DATABASE_URL": database_url(),
             "LOCK_SERVERS": ",".join(lock_servers),
             "CELERY_BROKER": broker,
             "PAYMENT_URL": f"http://127.0.0.1:{payment_port}",
             "RUN_LOG": str(folder / RUNS),
-            "TMPDIR": str(folder),  # what killed workers leave there goes with it
+            "TMPDIR": scratch,  # for what killed workers leave behind
         }
 
         def start(number: int, *command: str | socket.socket) -> tuple[Process, ...]:

@@ -23,7 +23,7 @@ ROWS: Rows[Account] = {
     "  failed": lambda a: a.failed,
     "requests answered in a second": lambda a: round(a.requests / a.seconds),
     "longest wait for an answer": lambda a: f"{a.longest_wait:.1f} s",
-    "The database (shop.sqlite3)": None,
+    "The database": None,
     "seats": lambda a: a.seats,
     "tickets sold": lambda a: a.tickets,
     "  oversold": lambda a: a.oversold,

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
-from django.core.management import CommandError, call_command
-from django.db import connection
 
 from demo.account import Account, account_of
+from demo.database import new_database
 from demo.faults import Faults, kill_a_primary, kill_a_web_process
 from demo.flood import BUYERS, SOLD, Flood, orders_for
-from demo.processes import ANSWERS, DATABASE, PAYMENTS, WEB_PROCESSES, listener, running_shop
+from demo.processes import ANSWERS, PAYMENTS, WEB_PROCESSES, listener, running_shop
 from demo.report import Progress, report
 from demo.tasks_report import report_tasks
 from demo.tasks_run import TaskFloods
@@ -38,9 +37,8 @@ class Demo:
     def run(self) -> bool:
         """Whether no guarantee was broken in the floods with the lock."""
         began = time.monotonic()
-        self.migrate()
         sound = True
-        with self.servers() as (cluster, broker), listener() as web_socket:
+        with new_database(self.folder), self.servers() as (cluster, broker), listener() as web_socket:
             print(f"A cluster of {len(cluster.ports)} nodes and an empty database are ready.")
             print(f"Watch the shop at http://127.0.0.1:{web_socket.getsockname()[1]}/locks/ meanwhile.\n")
             if self.requests:
@@ -56,17 +54,6 @@ class Demo:
                 sound = sound and not guarded_tasks.breaches
         print(f"All of it took {time.monotonic() - began:.0f} s.")
         return sound
-
-    def migrate(self) -> None:
-        if connection.vendor != "sqlite":
-            raise CommandError("The demo makes a SQLite database of its own. Run it without DATABASE_URL.")
-        connection.close()
-        connection.settings_dict["NAME"] = self.database
-        call_command("migrate", verbosity=0)
-
-    @property
-    def database(self) -> Path:
-        return self.folder / DATABASE
 
     @contextmanager
     def servers(self) -> Iterator[tuple[embedded.Cluster, str]]:

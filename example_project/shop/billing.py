@@ -24,4 +24,4 @@ def report(event_id: int) -> dict[str, object]:
     event = Event.objects.get(pk=event_id)
     statement = payments.statement(event)
     income = event.tickets.aggregate(sum=Sum("price"))["sum"] or 0
-    return {"statement": statement, "tickets": event.tickets.count(), "income": str(income)}
+    return {"statement": statement, "tickets": event.tickets.count(), "income": f"{income:.2f}"}

@@ -1,4 +1,5 @@
 from typing import NamedTuple
+from uuid import UUID
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -8,6 +9,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from django_cluster_lock import cache_lock, locks
 from django_cluster_lock.snapshots import LockSnapshot
+from shop import tasks
 from shop.models import Event
 from shop.sales import SoldOut, sell
 
@@ -51,8 +53,23 @@ def buy(request: HttpRequest, event_id: int) -> HttpResponse:
     except SoldOut:
         messages.error(request, "Too late: it is sold out.")
     else:
-        messages.success(request, f"Ticket {ticket.pk} is yours, {ticket.buyer}.")
+        tasks.bill.delay_on_commit(ticket.pk)
+        messages.success(request, f"Ticket {ticket.pk} is yours, {ticket.buyer}. Its invoice follows.")
     return redirect("event", event_id)
+
+
+@require_POST
+def make_report(_: HttpRequest, event_id: int) -> HttpResponse:
+    """Has an event's report made. Whoever asks for it meanwhile joins: the same task, the same page."""
+    event = get_object_or_404(Event, pk=event_id)
+    return redirect("report", event.pk, tasks.report.delay(event.pk).id)
+
+
+@require_safe
+def report(request: HttpRequest, event_id: int, task_id: UUID) -> HttpResponse:
+    found = get_object_or_404(Event, pk=event_id)
+    result = tasks.report.AsyncResult(str(task_id))
+    return render(request, "shop/report.html", {"event": found, "result": result})
 
 
 @require_safe

@@ -1,13 +1,20 @@
 """The example project: its demo as a user runs it, and its pages."""
 
+import json
 import os
 import re
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections import Counter
+from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
@@ -90,42 +97,101 @@ def row(output, label, part=""):
     return tuple(map(int, re.search(rf"^ *{re.escape(label)} +(\d+) +(\d+)$", output, re.MULTILINE).groups()))
 
 
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def query(folder, sql):
+    with closing(sqlite3.connect(folder / "shop.sqlite3")) as database:
+        return database.execute(sql).fetchall()
+
+
+def sold_in(kept, events):
+    """The figures of a flood's sales by the files it left: tickets, oversold, lost updates, payments, sold, cut off."""
+    capacity, counted = zip(*query(kept, f"SELECT capacity, sold FROM shop_event WHERE id IN {events}"), strict=True)
+    tickets = [number for (number,) in query(kept, f"SELECT event_id FROM shop_ticket WHERE event_id IN {events}")]
+    payments = [line for line in lines_of(kept / "payments.jsonl") if "beside" in line and int(line["event"]) in events]
+    statuses = Counter(line["status"] for line in lines_of(kept / "answers.jsonl") if line["event"] in events)
+    return [
+        len(tickets),
+        sum(max(tickets.count(event) - seats, 0) for event, seats in zip(events, capacity, strict=True)),
+        len(tickets) - sum(counted),
+        len(payments),
+        statuses[201],
+        statuses[0],
+    ]
+
+
 def test_the_lock_holds_and_its_absence_shows(run, tmp_path):
-    code, output = run("demo", "--requests=1500", "--calls=800")
+    kept = tmp_path / "kept"
+    code, output = run("demo", "--requests=1500", "--calls=0", f"--keep={kept}")
     assert code == 0, output
     seats, _ = row(output, "seats")
-    tickets, tickets_without = row(output, "tickets in the database")
+    tickets, tickets_without = row(output, "tickets sold")
     assert tickets <= seats < tickets_without
     assert row(output, "oversold")[0] == row(output, "missing from the counters (lost updates)")[0] == 0
-    assert row(output, "payments in the payment service's log")[0] == (
-        tickets + row(output, "paid, not delivered: the process was killed")[0]
-    )
+    assert row(output, "payments")[0] == tickets + row(output, "paid, not delivered: the process was killed")[0]
+    labels = ("tickets sold", "oversold", "missing from the counters (lost updates)", "payments", "sold (201)")
+    printed = [row(output, label) for label in (*labels, "cut off: the process was killed")]
+    guarded, control = sold_in(kept, tuple(range(1, 7))), sold_in(kept, tuple(range(7, 13)))
+    assert printed == list(zip(guarded, control, strict=True))
+    shutil.rmtree(kept)
     assert re.search(r"Web process \d+ was killed .* sold on \d", output, re.DOTALL)
     assert re.search(r"The primary at port \d+ was killed.* sold\s+on\s+\d", output, re.DOTALL)
     assert_nothing_is_left(tmp_path)
 
 
+def flown_in(kept, events):
+    """The figures of a flood of calls by the files it left: calls, joined, refused, runs, beside another, invoices."""
+    tickets = [number for (number,) in query(kept, f"SELECT id FROM shop_ticket WHERE event_id IN {events}")]
+    keys = {f"report {event}" for event in events} | {f"bill {ticket}" for ticket in tickets}
+    calls = [line for line in lines_of(kept / "calls.jsonl") if line["key"] in keys and "answered" not in line]
+    accepted = [line["id"] for line in calls if "id" in line]
+    runs = [line for line in lines_of(kept / "runs.jsonl") if line["key"] in keys]
+    ends = {(line["key"], line["id"], line["pid"]): line["at"] for line in runs if line["what"] == "end"}
+    busy_until, beside = {}, 0
+    for line in sorted(runs, key=lambda line: line["at"]):
+        if line["what"] == "start":
+            beside += line["at"] < busy_until.get(line["key"], 0)
+            end = ends.get((line["key"], line["id"], line["pid"]), 0)  # the killed one has left none
+            busy_until[line["key"]] = max(busy_until.get(line["key"], 0), end)
+    invoices = [line for line in lines_of(kept / "payments.jsonl") if int(line.get("ticket", 0)) in tickets]
+    starts = sum(line["what"] == "start" for line in runs)
+    return [len(calls), len(accepted) - len(set(accepted)), len(calls) - len(accepted), starts, beside, len(invoices)]
+
+
 def test_a_flight_serves_all_its_callers_and_its_absence_shows(run, tmp_path):
-    code, output = run("demo", "--requests=0", "--calls=800")
+    kept = tmp_path / "kept"
+    code, output = run("demo", "--requests=0", "--calls=1200", f"--keep={kept}")
     assert code == 0, output
-    assert row(output, "calls made") == (800, 800)
+    assert row(output, "calls made") == (1200, 1200)
     runs, runs_without = row(output, "runs made")
     joined, _ = row(output, "joined a flight under way")
     assert row(output, "cut off: the process was killed", part="calls made") == (1, 1)
-    assert (runs, runs_without) == (800 - joined + 1, 800 + 1)
+    refused, _ = row(output, "refused: the lock was unavailable")
+    assert (runs, runs_without) == (1200 - joined - refused + 1, 1200 + 1)
     assert runs < runs_without / 2
     overlapping, overlapping_without = row(output, "beside another one of the same key")
     assert overlapping == 0 < overlapping_without
     assert row(output, "without a result")[0] == row(output, "with a result that is not their run's")[0] == 0
-    assert row(output, "invoices in the payment service's log")[0] == row(output, "tickets to be billed")[0] + 1
+    assert row(output, "invoices made")[0] == row(output, "tickets to be billed")[0] + 1
     assert re.search(r"A worker's process, \d+, was killed .* run\s+again\s+\d", output, re.DOTALL)
     served, waiting = map(int, re.search(r"(\d+)\s+of\s+the\s+(\d+)\s+calls\s+that\s+waited", output).groups())
     assert served == waiting > 0
+    flights = re.search(r"The primary at port \d+ was killed.*\s(\d+)\s+of\s+them\s+in\s+flight", output, re.DOTALL)
+    assert int(flights[1]) > 0
+    assert re.search(r"the\s+first\s+of\s+them\s+was\s+run\s+again\s+\d", output)
+    labels = ("calls made", "joined a flight under way", "refused: the lock was unavailable", "runs made")
+    printed = [row(output, label) for label in (*labels, "beside another one of the same key", "invoices made")]
+    guarded, control = flown_in(kept, tuple(range(1, 7))), flown_in(kept, tuple(range(7, 13)))
+    assert printed[:4] + printed[5:] == list(zip(guarded[:4] + guarded[5:], control[:4] + control[5:], strict=True))
+    assert guarded[4] == printed[4][0] == 0 < control[4]
+    shutil.rmtree(kept)
     assert_nothing_is_left(tmp_path)
 
 
 def test_without_the_lock_it_fails(run):
-    code, output = run("demo", "--requests=400", "--calls=4", "--no-kill", "--no-lock")
+    code, output = run("demo", "--requests=400", "--calls=0", "--no-kill", "--no-lock")
     assert code == 1, output
     assert "BROKEN with the lock" in output
     assert row(output, "oversold")[0] > 0
@@ -175,7 +241,7 @@ def test_even_sigkill_leaves_no_process(start, tmp_path, moment, options, proces
 RUNS = """
 from types import SimpleNamespace
 
-from demo.faults import RunKilled
+from demo.tasks_faults import PrimaryKilled, RunKilled
 from demo.tasks_account import overlapping, out_of_order, runs_of, task_account_of
 
 def line(what, key, id, pid, at, fence, **more):
@@ -204,11 +270,14 @@ def answer(id, result):
     return {"key": "report 1", "id": id, "answered": 6.0, "result": result}
 
 made = [{"key": "report 1", "id": id} for id in "aacdb"]
+made += [{"key": key, "refused": "unavailable"} for key in ("report 1", "report 2")]
 closed = [answer("a", "A"), answer("a", "C"), answer("c", "C"), answer("b", "B")]
-flood = SimpleNamespace(runs=SimpleNamespace(entries=log), made=made, closed=closed, total=6, began=0, ended=6)
-flood.killed = killed
+flood = SimpleNamespace(runs=SimpleNamespace(entries=log), made=made, closed=closed, total=8, began=0, ended=6)
+flood.keys = {"report 1", "report 2"}
+flood.killed, flood.primary = killed, PrimaryKilled(7000, frozenset({"report 1"}), 1, at=2.0, replaced=0.55)
 account = task_account_of(flood, SimpleNamespace(read_text=str), kill_wanted=True, guarded=True)
 assert (account.joined, account.misled, account.unanswered) == (1, 1, 2)  # one call was not even made
+assert (account.refused, account.refused_in_vain, account.flew_on) == (2, 1, 0.6000000000000001)
 assert (account.cut_off, account.endless) == (1, 0)
 assert (account.resumed, account.same_task, account.waiting, account.served) == (2.0, True, 1, 1)
 print(*account.breaches, sep=", ")
@@ -217,34 +286,77 @@ print(*account.breaches, sep=", ")
 
 def test_the_account_sees_what_is_wrong(run, tmp_path):
     environment = {"DATABASE_URL": str(tmp_path / "shop.sqlite3")}
-    run("shop", **environment)
+    run("migrate", **environment)
     code, output = run("shell", "--verbosity=0", "-c", RUNS, **environment)
     assert code == 0, output
     assert output == (
-        "runs beside another one of the same key, runs out of the order of their fences, calls without a result, "
-        "calls with a result that is not their run's\n"
+        "runs beside another one of the same key, runs out of the order of their fences, calls refused for no reason, "
+        "calls without a result, calls with a result that is not their run's\n"
     )
 
 
-PAGES = """
-from django.test import Client
-from shop.models import Event
+class Browser:
+    """As little of one as the shop's pages need: it keeps cookies, and fills forms in."""
 
-client, event = Client(headers={"host": "localhost"}), Event.objects.first()
-print(client.post(f"/events/{event.pk}/buy/", {"buyer": "Ada"}, follow=True).content.decode())
-for page in "/", "/locks/", "/api/events/", "/admin/login/":
-    assert client.get(page).status_code == 200, page
-Event.objects.filter(pk=event.pk).update(capacity=1)
-print(client.post(f"/api/events/{event.pk}/tickets/", {"buyer": "Grace"}).status_code)
-"""
+    def __init__(self, shop):
+        self.shop = shop
+        self.opener = build_opener(HTTPCookieProcessor())
+
+    def get(self, page):
+        return self.opener.open(self.shop + page, timeout=20).read().decode()
+
+    def post(self, page, action, **fields):
+        """Sends a form of that page. Gives the address and the text of the page that follows."""
+        fields["csrfmiddlewaretoken"] = re.search(r'csrfmiddlewaretoken" value="(\w+)"', self.get(page))[1]
+        with self.opener.open(self.shop + action, urlencode(fields).encode(), timeout=20) as answer:
+            return answer.url.removeprefix(self.shop), answer.read().decode()
 
 
-def test_the_shop_by_hand(run, cluster, tmp_path):
+@pytest.fixture
+def shop(start, tmp_path):
+    """A browser for the shop as it is tried by hand, in a process that is stopped as by Ctrl-C."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    process = start(
+        "shop", address, DATABASE_URL=str(tmp_path / "shop.sqlite3"), XDG_RUNTIME_DIR="", PYTHONUNBUFFERED="1"
+    )
+    assert any(f"Starting development server at http://{address}/" in line for line in process.stdout)
+    yield Browser(f"http://{address}")
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    wait_until(lambda: not started_below(tmp_path))
+
+
+def test_the_shop_by_hand(shop):
+    for page in "/", "/locks/", "/api/events/", "/admin/login/":
+        assert shop.get(page)
+    _, page = shop.post("/events/1/", "/events/1/buy/", buyer="Ada")
+    assert "Ticket 1 is yours, Ada." in page
+    wait_until(lambda: "to follow" not in shop.get("/events/1/"))
+    address, page = shop.post("/events/1/", "/events/1/report/")
+    assert "It is being made" in page
+    assert Browser(shop.shop).post("/events/1/", "/events/1/report/")[0] == address  # who asks meanwhile gets the same
+    task = address.rstrip("/").rpartition("/")[2]
+    assert task in shop.get("/locks/")
+    wait_until(lambda: "It is being made" not in shop.get(address))
+    assert re.search(r"Tickets sold</dt><dd>1<.*Income</dt><dd>48\.00 €", shop.get(address), re.DOTALL)
+    wait_until(lambda: task not in shop.get("/locks/"))
+    assert shop.post("/events/1/", "/events/1/report/")[0] != address
+
+
+def test_a_sold_out_event_sells_nothing(run, cluster, tmp_path):
     environment = {"DATABASE_URL": str(tmp_path / "shop.sqlite3"), "LOCK_SERVERS": ",".join(cluster.urls)}
-    code, output = run("shop", **environment)
-    assert code == 0, output
-    assert "runserver" in output
-    code, output = run("shell", "--verbosity=0", "-c", PAGES, **environment)
-    assert code == 0, output
-    assert "Ticket 1 is yours, Ada." in output
-    assert output.endswith("410\n")
+    run("migrate", **environment)
+    code, output = run("shell", "--verbosity=0", "-c", SOLD_OUT, **environment)
+    assert (code, output) == (0, "410\n"), output
+
+
+SOLD_OUT = """
+from django.test import Client
+from shop.samples import create_events
+
+(event, *_) = create_events(capacity=0)
+print(Client(headers={"host": "localhost"}).post(f"/api/events/{event.pk}/tickets/", {"buyer": "Ada"}).status_code)
+"""

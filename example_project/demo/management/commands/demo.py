@@ -39,7 +39,7 @@ class Command(BaseCommand):
         )
         parser.add_argument("--seed", type=int, default=1, help="of the buyers' choices (%(default)s)")
         parser.add_argument(
-            "--keep", type=Path, metavar="FOLDER", help="keep the database and the logs in a new folder"
+            "--keep", type=Path, metavar="FOLDER", help="keep the logs and the SQLite database, in a new one"
         )
         parser.add_argument("--no-kill", action="store_true", help="let all processes live")
         parser.add_argument("--no-lock", action="store_true", help="leave the lock out of both floods: must fail")

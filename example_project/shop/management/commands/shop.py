@@ -1,14 +1,55 @@
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from contextlib import suppress
+from subprocess import Popen
+
+from django.conf import settings
 from django.core.management import BaseCommand, call_command
 
+from django_cluster_lock import embedded
 from shop.models import Event
 from shop.samples import create_events
 
+SEATS = 50  # of each event
+WORKER = (sys.executable, "-m", "celery", "-A", "ticketshop", "worker", "--concurrency=2", "--loglevel=INFO")
+
 
 class Command(BaseCommand):
-    help = "Sets up the shop to try it by hand: makes its database and fills it with events."
+    help = "Runs the shop to try it by hand, until Ctrl-C: its web server, a Celery worker, and the servers they need."
 
-    def handle(self, **_: object) -> None:
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("address", nargs="?", default="127.0.0.1:8000", help="of the web server (%(default)s)")
+
+    def handle(self, *, address: str, **_: object) -> None:
         call_command("migrate", verbosity=0)
         if not Event.objects.exists():
-            create_events(capacity=50)
-        self.stdout.write("The shop is ready: start it with 'manage.py runserver' and open http://127.0.0.1:8000/")
+            create_events(capacity=SEATS)
+        environment = {**os.environ, **servers()}
+        web = (sys.executable, str(settings.BASE_DIR / "manage.py"), "runserver", "--noreload", address)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self.stdout.write(f"The shop opens at http://{address}/ and closes with Ctrl-C.")
+        with (
+            suppress(KeyboardInterrupt),
+            Popen(WORKER, cwd=settings.BASE_DIR, env=environment) as worker,
+            Popen(web, cwd=settings.BASE_DIR, env=environment) as server,
+        ):
+            try:
+                server.wait()
+            finally:
+                server.terminate()
+                worker.terminate()
+
+
+def servers() -> Mapping[str, str]:
+    """Where the locks and the broker are: what the environment does not name is started, and stops with us."""
+    found = {}
+    folder = embedded.state_directory(settings.BASE_DIR)
+    if not os.environ.get("LOCK_SERVERS"):
+        found["LOCK_SERVERS"] = ",".join(embedded.up(folder, owner=True).urls)
+    if not os.environ.get("CELERY_BROKER"):
+        broker = embedded.up(folder.with_name(f"{folder.name}-broker"), cluster=False, owner=True)
+        found["CELERY_BROKER"] = f"{broker.urls[0]}/0"
+    return found
