@@ -325,7 +325,7 @@ def shop(start, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output
     wait_until(lambda: not started_below(tmp_path))
 
 

@@ -32,15 +32,15 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.stdout.write(f"The shop opens at http://{address}/ and closes with Ctrl-C.")
         with (
-            suppress(KeyboardInterrupt),
             Popen(WORKER, cwd=settings.BASE_DIR, env=environment) as worker,
             Popen(web, cwd=settings.BASE_DIR, env=environment) as server,
         ):
-            try:
+            with suppress(KeyboardInterrupt):  # which in a terminal they get too
                 server.wait()
-            finally:
-                server.terminate()
-                worker.terminate()
+            server.terminate()
+            worker.terminate()
+        if server.returncode > 0:  # it did not start, and has said why
+            sys.exit(server.returncode)
 
 
 def servers() -> Mapping[str, str]:
