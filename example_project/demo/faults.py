@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import TypeVar
 
+from django.core.management import CommandError
 from redis import RedisCluster
 
 from demo.flood import Flood, Kill
@@ -75,11 +76,13 @@ def replace_primary(cluster: embedded.Cluster, port: int) -> tuple[float, float]
     # Not before: a primary that comes back empty in time for nobody to notice has forgotten its locks.
     while not is_replaced(cluster, port):
         if time.monotonic() > killed + LONGEST_FAILOVER:
-            raise RuntimeError("No replica took over from the killed primary. Is the machine very busy?")
+            raise CommandError("No replica took over from the killed primary. Is the machine very busy?", returncode=2)
         time.sleep(0.05)
     replaced = time.monotonic() - killed
     if embedded.up(cluster.directory).ports != cluster.ports:
-        raise RuntimeError("The killed primary did not come back to its cluster. Is the machine very busy?")
+        raise CommandError(
+            "The killed primary did not come back to its cluster. Is the machine very busy?", returncode=2
+        )
     return killed, replaced
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from django.conf import settings
+from django.core.management import CommandError
 
 from demo.database import database_url
 
@@ -82,7 +83,7 @@ def running_shop(
             start(workers, "demo.worker", str(CONCURRENCY))
             for process in started:
                 if not process.stdout or process.stdout.readline() != "ready\n":
-                    raise RuntimeError(f"A process of the shop did not start:\n{log.read_text()}")
+                    raise CommandError(f"A process of the shop did not start:\n{log.read_text()}", returncode=2)
             yield shop
         finally:
             for process in started:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from django.core.management import CommandError
+
 from demo.processes import CALLS, RUNS, Shop
 from demo.tasks_faults import PrimaryKilled, RunKilled
 from shop.models import Event, Ticket
@@ -77,7 +79,7 @@ class TaskFlood:
         """Waits until every caller is done."""
         for caller in self.shop.callers:
             if not caller.stdout or caller.stdout.readline() != "ready\n":
-                raise RuntimeError(f"A process that calls tasks has died:\n{self.shop.log.read_text()}")
+                raise CommandError(f"A process that calls tasks has died:\n{self.shop.log.read_text()}", returncode=2)
         self.ended = time.monotonic()
         self.stopped = True
         self.look()

@@ -19,7 +19,9 @@ def folder_for(keep: Path | None) -> Iterator[Path]:
         try:
             keep.mkdir(parents=True)
         except OSError as error:
-            raise CommandError(f"--keep needs the name of a folder that does not exist yet: {error}") from error
+            raise CommandError(
+                f"--keep needs the name of a folder that does not exist yet: {error}", returncode=2
+            ) from error
         yield keep.absolute()
     else:
         with tempfile.TemporaryDirectory(prefix="ticket-shop-") as folder:
