@@ -17,6 +17,7 @@ from shop.sales import SoldOut, sell
 one_at_a_time = cache_lock("event:{event_id}", blocking_timeout=10)
 
 FLIGHT = "flight:"  # so begin the names of the locks of tasks; then come the task's name and the key
+STATES = {"held": "running", "expired": "its lease is over"}  # of a flight, by that of its lock
 
 
 class Flight(NamedTuple):
@@ -30,8 +31,7 @@ class Flight(NamedTuple):
     @classmethod
     def of(cls, lock: LockSnapshot) -> "Flight":
         task, _, key = lock.name.removeprefix(FLIGHT).partition(":")
-        state = "queued" if lock.owner.thread == "queued" else "running"
-        return cls(task.rpartition(".")[2], key, "its lease is over" if lock.state == "expired" else state, lock)
+        return cls(task.rpartition(".")[2], key, STATES.get(lock.state, lock.state), lock)
 
 
 @require_safe

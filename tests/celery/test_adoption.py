@@ -13,7 +13,7 @@ from celery.worker.request import Request
 from django_cluster_lock import current_lock, single_flight
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.policy import POLICY
-from django_cluster_lock.flights.request import GivesBack
+from django_cluster_lock.flights.request import Recovers
 from django_cluster_lock.flights.started import is_wanted
 from tests.celery.workload import based, join
 
@@ -275,9 +275,9 @@ class Mine(Request):
 @pytest.mark.parametrize("heir", [flight, dict])
 def test_each_class_may_bring_its_own_request(classes, heir):
     base, task, below = classes(flight(), heir(Request=Mine), heir())
-    assert issubclass(base.Request, GivesBack)
+    assert issubclass(base.Request, Recovers)
     assert not issubclass(base.Request, Mine)
-    assert issubclass(task.Request, GivesBack)
+    assert issubclass(task.Request, Recovers)
     assert issubclass(task.Request, Mine)
     assert below.Request is task.Request
 
