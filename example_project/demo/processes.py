@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.management import CommandError
 
 from demo.database import database_url
+from django_cluster_lock import embedded
 
 WEB_PROCESSES = 3
 CONCURRENCY = 4  # of each worker
@@ -24,6 +25,15 @@ ANSWERS, CALLS, PAYMENTS, RUNS = "answers.jsonl", "calls.jsonl", "payments.jsonl
 
 
 Process = subprocess.Popen[str]
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What the shops of all floods share: a cluster, the URL of a broker, and the address of their pages."""
+
+    cluster: embedded.Cluster
+    broker: str
+    web: socket.socket
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,7 @@ class Shop:
 @contextmanager
 def running_shop(
     folder: Path,
-    web_socket: socket.socket,
-    lock_servers: Sequence[str],
-    broker: str,
+    servers: Servers,
     *,
     web: int = WEB_PROCESSES,
     workers: int = 0,
@@ -62,11 +70,11 @@ def running_shop(
         log.open("a") as errors,
         TemporaryDirectory(prefix="ticket-shop-") as scratch,
     ):
-        port, payment_port = web_socket.getsockname()[1], payment_socket.getsockname()[1]
+        port, payment_port = servers.web.getsockname()[1], payment_socket.getsockname()[1]
         environment = {
             "DATABASE_URL": database_url(),
-            "LOCK_SERVERS": ",".join(lock_servers),
-            "CELERY_BROKER": broker,
+            "LOCK_SERVERS": ",".join(servers.cluster.urls),
+            "CELERY_BROKER": servers.broker,
             "PAYMENT_URL": f"http://127.0.0.1:{payment_port}",
             "RUN_LOG": str(folder / RUNS),
             "TMPDIR": scratch,  # for what killed workers leave behind
@@ -79,7 +87,7 @@ def running_shop(
 
         try:
             start(1, "demo.payment_service", payment_socket, str(folder / PAYMENTS), str(PAYMENT_LATENCY))
-            shop = Shop(log, port, payment_port, start(web, "demo.web", web_socket), start(callers, "demo.caller"))
+            shop = Shop(log, port, payment_port, start(web, "demo.web", servers.web), start(callers, "demo.caller"))
             start(workers, "demo.worker", str(CONCURRENCY))
             for process in started:
                 if not process.stdout or process.stdout.readline() != "ready\n":

@@ -1,6 +1,5 @@
 """The demo: two floods, which differ by the lock alone, and their account."""
 
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from demo.account import Account, account_of
 from demo.database import new_database
 from demo.faults import Faults, kill_a_primary, kill_a_web_process
 from demo.flood import BUYERS, SOLD, Flood, orders_for
-from demo.processes import ANSWERS, PAYMENTS, WEB_PROCESSES, listener, running_shop
+from demo.processes import ANSWERS, PAYMENTS, WEB_PROCESSES, Servers, listener, running_shop
 from demo.report import Progress, report
 from demo.tasks_report import report_tasks
 from demo.tasks_run import TaskFloods
@@ -38,51 +37,49 @@ class Demo:
         """Whether no guarantee was broken in the floods with the lock."""
         began = time.monotonic()
         sound = True
-        with new_database(self.folder), self.servers() as (cluster, broker), listener() as web_socket:
-            print(f"A cluster of {len(cluster.ports)} nodes and an empty database are ready.")
-            print(f"Watch the shop at http://127.0.0.1:{web_socket.getsockname()[1]}/locks/ meanwhile.\n")
+        with new_database(self.folder), self.servers() as servers:
+            print(f"A cluster of {len(servers.cluster.ports)} nodes and an empty database are ready.")
+            print(f"Watch the shop at http://127.0.0.1:{servers.web.getsockname()[1]}/locks/ meanwhile.\n")
             if self.requests:
                 print(f"{self.requests} requests, {BUYERS} at a time, to {WEB_PROCESSES} web processes, twice.")
-                guarded = self.flood("with the lock", GUARDED if self.lock else UNGUARDED, web_socket, broker, cluster)
-                control = self.flood("without it", UNGUARDED, web_socket, broker, None)
+                guarded = self.flood("with the lock", GUARDED if self.lock else UNGUARDED, servers, guarded=True)
+                control = self.flood("without it", UNGUARDED, servers, guarded=False)
                 print(*report(guarded, control), "", sep="\n")
                 sound = not guarded.breaches
             if self.calls:
                 tasks = TaskFloods(self.folder, self.calls, self.seed, kill=self.kill, lock=self.lock)
-                guarded_tasks, control_tasks = tasks.run(web_socket, cluster, broker)
+                guarded_tasks, control_tasks = tasks.run(servers)
                 print(*report_tasks(guarded_tasks, control_tasks), "", sep="\n")
                 sound = sound and not guarded_tasks.breaches
         print(f"All of it took {time.monotonic() - began:.0f} s.")
         return sound
 
     @contextmanager
-    def servers(self) -> Iterator[tuple[embedded.Cluster, str]]:
-        """A cluster of our own, and the URL of such a broker. They would stop even if we were killed."""
+    def servers(self) -> Iterator[Servers]:
+        """A cluster and a broker of our own, which would stop even if we were killed."""
         with ExitStack() as stack:
             for name in "cluster", "broker":
                 stack.callback(embedded.down, self.folder / name)
             cluster = embedded.up(self.folder / "cluster", owner=True)
             settings.CLUSTER_LOCKS["default"]["LOCATION"] = cluster.urls  # before anything here asks for a lock
             broker = embedded.up(self.folder / "broker", cluster=False, owner=True)
-            yield cluster, f"{broker.urls[0]}/0"
+            yield Servers(cluster, f"{broker.urls[0]}/0", stack.enter_context(listener()))
 
-    def flood(
-        self, title: str, path: str, web_socket: socket.socket, broker: str, cluster: embedded.Cluster | None
-    ) -> Account:
-        """One flood; with a cluster, one of its primaries is killed too."""
+    def flood(self, title: str, path: str, servers: Servers, *, guarded: bool) -> Account:
+        """One flood; where the lock is at work, a primary that has locks is killed too."""
         log, payment_log = self.folder / "log", self.folder / PAYMENTS
         events = [event.pk for event in create_events(capacity=max(self.requests // 36, 1))]
         faults = Faults(wanted=self.kill)
         with (
             ThreadPoolExecutor(1) as pool,
-            running_shop(self.folder, web_socket, cluster.urls if cluster else (), broker) as shop,
+            running_shop(self.folder, servers) as shop,
             Flood(shop.port, path, orders_for(events, self.requests, self.seed)) as flood,
         ):
 
             def go_wrong() -> None:
                 faults.web = kill_a_web_process(shop, flood)
-                if cluster:
-                    faults.primary = kill_a_primary(cluster, events, flood)
+                if guarded:
+                    faults.primary = kill_a_primary(servers.cluster, events, flood)
 
             going_wrong = pool.submit(go_wrong) if faults.wanted else None
             progress = Progress(lambda: progress_of(title, flood))
@@ -94,7 +91,7 @@ class Demo:
             if going_wrong:
                 going_wrong.result()
         flood.note(self.folder / ANSWERS)
-        account = account_of(flood, faults, events, payment_log, guarded=cluster is not None)
+        account = account_of(flood, faults, events, payment_log, guarded=guarded)
         if account.failed:
             print("The end of the web processes' log:", *log.read_text().splitlines()[-20:], sep="\n")
         return account

@@ -1,12 +1,11 @@
 """The tasks' part of the demo: two floods of calls, which differ by the decorator alone."""
 
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.processes import CONCURRENCY, PAYMENTS, Shop, running_shop
+from demo.processes import CONCURRENCY, PAYMENTS, Servers, Shop, running_shop
 from demo.report import Progress
 from demo.tasks_account import TaskAccount, task_account_of
 from demo.tasks_faults import kill_a_primary_of_flights, kill_a_run
@@ -27,20 +26,18 @@ class TaskFloods:
     kill: bool
     lock: bool
 
-    def run(self, web_socket: socket.socket, cluster: embedded.Cluster, broker: str) -> tuple[TaskAccount, TaskAccount]:
+    def run(self, servers: Servers) -> tuple[TaskAccount, TaskAccount]:
         """The accounts of the flood with single flight and of that without it."""
         with (
             ThreadPoolExecutor(1) as pool,
-            running_shop(
-                self.folder, web_socket, cluster.urls, broker, web=1, workers=WORKERS, callers=CALLERS
-            ) as shop,
+            running_shop(self.folder, servers, web=1, workers=WORKERS, callers=CALLERS) as shop,
         ):
             print(
                 f"{self.calls} calls of tasks from {CALLERS} processes to {WORKERS} workers of {CONCURRENCY} "
                 "processes each, twice."
             )
             suffix = GUARDED if self.lock else UNGUARDED
-            guarded = self.flood("single flight", suffix, shop, pool, cluster)
+            guarded = self.flood("single flight", suffix, shop, pool, servers.cluster)
             return guarded, self.flood("without it", UNGUARDED, shop, pool, None)
 
     def flood(
