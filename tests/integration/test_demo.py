@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, build_opener
 
+import psycopg
 import pytest
 
 from tests.servers import valkey
@@ -188,6 +189,19 @@ def test_a_flight_serves_all_its_callers_and_its_absence_shows(run, tmp_path):
     assert guarded[4] == printed[4][0] == 0 < control[4]
     shutil.rmtree(kept)
     assert_nothing_is_left(tmp_path)
+
+
+def test_it_leaves_nothing_on_postgresql_either(run, database_settings):
+    given = database_settings["default"]
+    if "HOST" not in given:
+        pytest.skip("no PostgreSQL: apt install postgresql")
+    server = {"PGHOST": given["HOST"], "PGUSER": given["USER"], "DATABASE_URL": f"postgresql:///{given['NAME']}"}
+    code, output = run("demo", "--requests=400", "--calls=200", "--no-kill", **server)
+    assert code == 0, output
+    assert row(output, "tickets sold")[0] > 0 < row(output, "invoices made")[0]
+    with psycopg.connect(host=given["HOST"], user=given["USER"], dbname=given["NAME"]) as connection:
+        assert not connection.execute("SELECT 1 FROM pg_database WHERE datname LIKE 'ticket_shop%'").fetchall()
+        assert connection.execute("SELECT to_regclass('shop_event')").fetchone() == (None,)
 
 
 def test_without_the_lock_it_fails(run):
