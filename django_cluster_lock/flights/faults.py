@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from celery import Celery, _state
+from celery import Celery, Task, _state
 
 from django_cluster_lock.conf import Problem
 from django_cluster_lock.flights.adoption import MARK, adopted, function_of, marked
@@ -76,7 +76,14 @@ def _made(app: Any) -> Iterator[Made]:
 
 
 def _to_be_made(function: Any, options: dict[str, Any]) -> Made:
-    return Made(function, getattr(function, MARK, None), options.get("ignore_result"))
+    policy = None if _is_deaf(options.get("base") or Task) else getattr(function, MARK, None)
+    return Made(function, policy, options.get("ignore_result"))
+
+
+def _is_deaf(base: type) -> bool:
+    """Whether a base keeps its tasks from adoption: its ``__init_subclass__`` never names that of its own base."""
+    hook = getattr(base.__init_subclass__, "__func__", None)
+    return inspect.isfunction(hook) and "__init_subclass__" not in hook.__code__.co_names
 
 
 def _name(function: Any) -> str:

@@ -79,6 +79,7 @@ def kill_a_primary_of_flights(
     while not flights:
         if stopped():
             return None
+        time.sleep(0.02)
         flights = Counter(names[lock.name] for lock in locks["default"].list() if lock.name in names)
     ((port, number),) = flights.most_common(1)
     at, replaced = replace_primary(cluster, port)

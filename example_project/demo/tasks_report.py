@@ -58,7 +58,7 @@ def failover(account: TaskAccount) -> str:
     """The kill of a primary with single flight at work, and what it cost."""
     primary = account.primary
     if primary is None:
-        return "No primary was killed: the flood was over before." if account.kill_wanted else ""
+        return "No primary was killed: the flood was over before, or had no locks." if account.kill_wanted else ""
     again = (
         "the flood was over before one of them was run again"
         if account.flew_on is None

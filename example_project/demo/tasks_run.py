@@ -52,7 +52,7 @@ class TaskFloods:
             def go_wrong() -> None:
                 if flood.reached(0.1):
                     flood.killed = kill_a_run(shop, guarded=guarded and self.lock)
-                if cluster and flood.reached(0.35):
+                if cluster and self.lock and flood.reached(0.35):
                     flood.primary = kill_a_primary_of_flights(cluster, flood.keys, lambda: flood.stopped)
 
             going_wrong = pool.submit(go_wrong) if self.kill else None

@@ -14,7 +14,7 @@ def bill(ticket_id: int) -> str:
 
 
 @shared_task
-@single_flight(key="{event_id}")
+@single_flight(key="{event_id}", on_duplicate="join")
 def report(event_id: int) -> dict[str, object]:
     return noted(billing.report, event_id)
 

@@ -111,13 +111,24 @@ class Deaf(Task):
         """It does not call that of `Task`."""
 
 
-def test_W003_of_a_base_that_keeps_its_tasks_from_us(found):
-    def decorate(app, function):
-        task = app.task(shared=False, base=Deaf)(single_flight(function))
-        assert task.name
-        return task
+class Hearing(Task):
+    abstract = True
 
-    assert found("cache+memory://", decorate) == [(Warning, "W003")]
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+
+
+@pytest.mark.parametrize(("base", "expected"), [(Deaf, [(Warning, "W003")]), (Hearing, [])])
+@pytest.mark.parametrize("make", ["made", "pending", "shared"])
+def test_W003_of_a_base_that_keeps_its_tasks_from_us(found, make, base, expected):
+    def decorate(app, function):
+        options = {"base": base, "name": function.__name__}
+        task = (shared_task(**options) if make == "shared" else app.task(shared=False, **options))(
+            single_flight(function)
+        )
+        return make == "made" and task.name
+
+    assert found("cache+memory://", decorate) == expected
 
 
 def test_W003_of_a_class_whose_base_keeps_it_from_us(found):
