@@ -10,8 +10,8 @@ from celery.result import AsyncResult
 from celery.utils import uuid
 from celery.utils.time import maybe_make_aware
 
-from django_cluster_lock.errors import DuplicateFlight, LockError, LockUnavailable
-from django_cluster_lock.flights import duplicates
+from django_cluster_lock.errors import DuplicateFlight, LockUnavailable
+from django_cluster_lock.flights import duplicates, recovery
 from django_cluster_lock.flights.ground import Claim, Ground
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.messages import HEADER, Recorder, Ticket
@@ -76,6 +76,8 @@ class _Call:
         try:
             return self._claimed(self.ground.claim(self.entry, self.delay))
         except LockUnavailable as error:
+            if error.unanswered:  # a claim may have been made, which no message would ever take over
+                _leave(self.task, self.ground, self.entry)
             if self.policy.on_unavailable == "raise":
                 raise
             logger.warning("flight.unclaimed", extra={"lock": self.ground.name, "reason": str(error)})
@@ -96,7 +98,7 @@ class _Call:
         try:
             return self._publish()
         except BaseException:
-            _leave(self.ground, self.entry)
+            _leave(self.task, self.ground, self.entry)
             raise
 
     def _duplicate(self, claim: Claim) -> "AsyncResult[Any]":
@@ -133,16 +135,13 @@ class _Call:
         return self._result(self.send(**options, **({"producer": producer} if producer else {})))
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
-        entry, ground = entry_of(result.id, 0), self.ground
-        return FlightResult.of(result, lambda: _leave(ground, entry, ended=True))
+        task, ground, entry = self.task, self.ground, entry_of(result.id, 0)
+        return FlightResult.of(result, lambda: _leave(task, ground, entry, ended=True))
 
 
-def _leave(ground: Ground, entry: str, *, ended: bool = False) -> None:
-    """Frees the key if it is still queued for the entry. Else its time ends the claim."""
-    try:
-        ground.land(Landing(entry, ended=ended, by_claim=True))
-    except LockError as error:
-        logger.warning("flight.claim_not_freed", extra={"lock": ground.name, "reason": str(error)})
+def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = False) -> None:
+    """Frees the key if it is still queued for the entry: now, or once Redis can be told."""
+    recovery.end(task, ground, Landing(entry, ended=ended, by_claim=True))
 
 
 def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Any:

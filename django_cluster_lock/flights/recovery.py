@@ -1,15 +1,17 @@
-"""Ending flights from the worker's parent process, whose event loop must not wait.
+"""Ending flights where nobody can wait for Redis: in the worker's parent process, and after a call that failed.
 
-One attempt at once; what Redis does not answer is tried again by the loop's timer, one at a time. What never succeeds
-is left to the lease, and the sweep.
+One attempt at once; what Redis does not answer is tried again later, one at a time, by the parent's event loop or a
+timer's thread. What never succeeds is left to the end of the lease, and the sweep.
 """
 
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from billiard import current_process
 from celery import Task
 from kombu.asynchronous import get_event_loop
 
@@ -77,12 +79,10 @@ def _work(pause: float) -> None:
         try:
             status = due.ground.land(due.landing, after=due.landing.entry.rpartition(":")[0], once=True)
         except LockUnavailable as error:
-            hub = get_event_loop()
-            if hub is not None:
-                _due.append(due)
-                hub.call_later(pause, _work, min(2 * pause, LONGEST_PAUSE))
-                return
             _log(due, error)
+            _due.append(due)
+            _later(pause, _work, min(2 * pause, LONGEST_PAUSE))
+            return
         except Exception as error:
             _log(due, error)
         else:
@@ -90,6 +90,30 @@ def _work(pause: float) -> None:
                 name, task_id = due.ground.name, due.landing.entry.rpartition(":")[0]
                 logger.info("flight.recovered", extra={"lock": name, "task_id": task_id, "status": status})
                 flight_recovered.send_robust(due.task, name=name, task_id=task_id, status=status)
+
+
+def _later(seconds: float, call: Callable[[float], None], argument: float) -> None:
+    hub = get_event_loop()
+    if hub is not None and _hub_is_ours():
+        hub.call_later(seconds, call, argument)
+        return
+    timer = threading.Timer(seconds, call, (argument,))
+    timer.daemon = True
+    timer.start()
+
+
+def _hub_is_ours() -> bool:
+    """Whether this is the process whose event loop it is, not a child that has a copy of it."""
+    return current_process().name == "MainProcess"
+
+
+def _start_anew() -> None:
+    """Forgets what a fork copied."""
+    _due.clear()
+    _watched.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def _log(due: Due, error: Exception) -> None:

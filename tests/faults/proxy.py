@@ -14,7 +14,19 @@ from django_cluster_lock import scripts
 
 SCRIPTS = {
     known: script.name
-    for script in (scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE, scripts.TRANSFER, scripts.SWEEP, scripts.LOOK)
+    for script in (
+        scripts.ACQUIRE,
+        scripts.RENEW,
+        scripts.RELEASE,
+        scripts.TRANSFER,
+        scripts.SWEEP,
+        scripts.LOOK,
+        scripts.CLAIM,
+        scripts.START,
+        scripts.LAND,
+        scripts.DRAIN,
+        scripts.CONFIRM,
+    )
     for known in (script.sha, script.text)
 }
 LARGEST = 1 << 22
