@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import redis
+from django.conf import settings
 
 from benchmarks import flights, handover, many, pair
 from benchmarks.contestants import Bare, BareAcknowledged, Ours, OursAcknowledged, Push, PythonRedisLock, RedisPy
@@ -29,6 +30,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, for a look; writes nothing")
     quick = parser.parse_args().quick
+    settings.configure(CLUSTER_LOCKS={})
     with tempfile.TemporaryDirectory() as folder:
         folders = [f"{folder}/{name}" for name in ("cluster", "broker")]
         try:

@@ -43,7 +43,7 @@ def measure(cluster, broker, rounds):
     """Seconds of a call by label, for first calls and for duplicates: medians of single calls in interleaved rounds."""
     locks = {"LOCATION": list(cluster.urls), "KEY_PREFIX": "bench-flights"}
     aliases = {"default": {**locks, "REPLICAS": 0}, ALIAS: {**locks, "KEY_PREFIX": "bench-flights-2"}}
-    settings.configure(CLUSTER_LOCKS=aliases)
+    settings.CLUSTER_LOCKS = aliases
     app, tasks = contestants(broker.urls[0])
     numbers = itertools.count()
     first = {label: [] for label in tasks}
