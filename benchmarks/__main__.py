@@ -1,4 +1,4 @@
-"""Measures on an embedded cluster and writes docs/benchmarks.md: ``python -m benchmarks [--quick]``."""
+"""Measures on an embedded cluster; writes docs/benchmarks.md and its plots: ``python -m benchmarks [--quick]``."""
 
 import argparse
 import os
@@ -11,9 +11,11 @@ import redis
 from django.conf import settings
 
 from benchmarks import flights, handover, many, pair
+from benchmarks.bars import chart
 from benchmarks.contestants import Bare, BareAcknowledged, Ours, OursAcknowledged, Push, PythonRedisLock, RedisPy
 from django_cluster_lock import embedded
 
+plots = {}  # by file name
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
@@ -43,6 +45,8 @@ def main():
     print(page)
     if not quick:
         PAGE.write_text(page)
+        for name, plot in plots.items():
+            PAGE.with_name(name).write_text(plot)
 
 
 def sections(cluster, broker, *, quick):
@@ -56,6 +60,12 @@ def sections(cluster, broker, *, quick):
     yield from calls(cluster, broker, rounds=2 if quick else 40)
 
 
+def plot(name, title, seconds):
+    """Keeps a plot, and gives the line of the page that shows it."""
+    plots[f"benchmarks-{name}.svg"] = chart(title, {label: value * 1e6 for label, value in seconds.items()})
+    return f"\n![{title}](benchmarks-{name}.svg)\n"
+
+
 def calls(cluster, broker, rounds):
     first, duplicate = flights.measure(cluster, broker, rounds)
     plain = first["a plain task"]
@@ -65,7 +75,8 @@ def calls(cluster, broker, rounds):
     for label, seconds in first.items():
         again = duplicate[label]
         yield f"| {label} | {seconds * 1e6:.0f} | {seconds / plain:.2f}x | {again * 1e6:.0f} | {again / plain:.2f}x |"
-    yield ""
+    yield plot("calls", "A call of a Celery task", first)
+    yield plot("duplicates", "A call that is a duplicate", duplicate)
 
 
 def pairs(urls, rounds):
@@ -76,7 +87,7 @@ def pairs(urls, rounds):
     for kind, seconds in medians.items():
         base = medians[BareAcknowledged if kind in (OursAcknowledged, BareAcknowledged) else Bare]
         yield f"| {kind.label} | {seconds * 1e6:.0f} | {seconds / base:.2f}x |"
-    yield ""
+    yield plot("pairs", "Uncontended acquire and release", {kind.label: seconds for kind, seconds in medians.items()})
 
 
 def handovers(urls, rounds):
@@ -91,7 +102,9 @@ def handovers(urls, rounds):
     for kind, (median, worst) in times.items():
         base = times[BareAcknowledged if kind in (OursAcknowledged, BareAcknowledged) else Bare][0]
         yield f"| {kind.label} | {median * 1e6:.0f} | {worst * 1e6:.0f} | {median / base:.2f}x |"
-    yield ""
+    yield plot(
+        "handovers", "Hand-over to a waiter, median", {kind.label: median for kind, (median, _) in times.items()}
+    )
 
 
 def crowds(urls, *, quick):
