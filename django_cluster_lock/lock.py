@@ -5,7 +5,8 @@ from typing import Self, TypeVar, cast
 
 from django_cluster_lock.arguments import positive
 from django_cluster_lock.errors import LockError
-from django_cluster_lock.holding import UNSET, Holding, Unset, innermost
+from django_cluster_lock.fencing import Fencing
+from django_cluster_lock.holding import UNSET, Unset, innermost
 from django_cluster_lock.protocol import Flow
 
 T = TypeVar("T")
@@ -16,7 +17,7 @@ def current_lock() -> "Lock | None":
     return cast("Lock | None", innermost())
 
 
-class Lock(Holding):
+class Lock(Fencing):
     """A lock on Redis Cluster, or several that are held together. Made by `cache_lock`.
 
     Each thread and asyncio task that acquires through one handle has a lease of its own. All times are seconds.

@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
-from django.db import connections, transaction
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest
 
@@ -166,11 +166,11 @@ def wanted(request: HttpRequest, function: object) -> list[str]:
 
 
 @contextmanager
-def on(databases: Iterable[str]) -> Iterator[None]:
-    """A transaction on each database."""
+def on(databases: Iterable[str], begin: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+    """A transaction on each database, begun by the function."""
     with ExitStack() as stack:
         for alias in databases:
-            stack.enter_context(transaction.atomic(using=alias))
+            stack.enter_context(begin(alias))
         yield
 
 

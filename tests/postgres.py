@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 from django.db import connections
 
 BASE = "CLUSTER_LOCK_TEST_POSTGRES"
@@ -86,25 +88,37 @@ def database_settings(tmp_path_factory):
     return {alias: sqlite(tmp_path_factory.mktemp("databases"), name) for alias, name in names.items()}
 
 
-@pytest.fixture
-def databases(database_settings, django_db_blocker):
-    """Two databases, `default` and `other`, with ATOMIC_REQUESTS and a table ``stock`` of ten units each."""
+@contextmanager
+def in_place(settings, blocker):
+    """Puts databases, by alias, in the place of those of the settings, each with an empty table of fences."""
     before, wrappers = dict(connections.settings), {alias: connections[alias] for alias in connections}
-    replaced = {alias: {**each, "ATOMIC_REQUESTS": True} for alias, each in database_settings.items()}
     for alias in before:
         del connections[alias]
-    connections.settings.update(connections.configure_settings(replaced))
-    with django_db_blocker.unblock():
-        for alias in replaced:
+    connections.settings.update(connections.configure_settings(settings))
+    with blocker.unblock():
+        for alias in settings:
             with connections[alias].cursor() as cursor:
-                cursor.execute("DROP TABLE IF EXISTS stock")
-                cursor.execute("CREATE TABLE stock (units integer)")
-                cursor.execute("INSERT INTO stock VALUES (10)")
+                cursor.execute("DROP TABLE IF EXISTS cluster_lock_fence")
+            with connections[alias].schema_editor() as editor:
+                editor.create_model(apps.get_model("cluster_lock_fences", "Fence"))
         yield connections
         connections.close_all()
-    for alias in replaced:
+    for alias in settings:
         del connections[alias]
     connections.settings.clear()
     connections.settings.update(before)
     for alias, wrapper in wrappers.items():  # the test database of other tests may live in them
         connections[alias] = wrapper
+
+
+@pytest.fixture
+def databases(database_settings, django_db_blocker):
+    """Two databases, `default` and `other`, with ATOMIC_REQUESTS and a table ``stock`` of ten units each."""
+    settings = {alias: {**each, "ATOMIC_REQUESTS": True} for alias, each in database_settings.items()}
+    with in_place(settings, django_db_blocker):
+        for alias in settings:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("DROP TABLE IF EXISTS stock")
+                cursor.execute("CREATE TABLE stock (units integer)")
+                cursor.execute("INSERT INTO stock VALUES (10)")
+        yield connections

@@ -17,6 +17,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django_cluster_lock",
+    "django_cluster_lock.fences",
 ]
 
 MIDDLEWARE = [

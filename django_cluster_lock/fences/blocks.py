@@ -1,0 +1,66 @@
+"""The transaction that shows fences before it does anything else."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from django.db import connections, transaction
+from django.db.transaction import Atomic
+from django.utils.asyncio import async_unsafe
+
+from django_cluster_lock.fences.rows import Claim, database, retried, show
+
+_IN_A_LOOP = (
+    "lock.atomic() cannot be used in async code, since Django has no transactions there: put the block into a "
+    "function, and call it by 'await sync_to_async(function)(...)' while the lock is held."
+)
+
+
+@contextmanager
+def atomic(claims: Sequence[Claim], using: str | None = None) -> Iterator[None]:
+    """A transaction that the database lets begin only if no later lease of the locks has shown its fence.
+
+    A beginning that fails for what passes is repeated, for a while: a serialization failure, a deadlock, a busy file.
+
+    Args:
+        using: the database; by default the one that the routers have for the table of fences.
+
+    Raises:
+        StaleFence, LockLost: as `show`.
+        RuntimeError: a transaction is open already.
+        django.core.exceptions.ImproperlyConfigured: the table is missing.
+    """
+    using = database() if using is None else using
+    _refuse_to_nest(using, ", ".join(repr(claim.name) for claim in claims))
+    with ExitStack() as stack:
+        stack.push(retried(lambda: _begun(claims, using), connections[using]))
+        yield
+
+
+def _begun(claims: Sequence[Claim], using: str) -> Atomic:
+    """The transaction, begun and with the fences shown."""
+    block = transaction.atomic(using=using, durable=True)
+    block.__enter__()
+    try:
+        show(claims, using)
+    except BaseException as error:
+        block.__exit__(type(error), error, error.__traceback__)
+        raise
+    return block
+
+
+@async_unsafe(_IN_A_LOOP)
+def _refuse_to_nest(using: str, names: str) -> None:
+    connection = connections[using]
+    if connection.in_atomic_block:
+        # Those of a TestCase stand for no transaction.
+        if not getattr(connection.atomic_blocks[-1], "_from_testcase", False):
+            raise RuntimeError(
+                f"lock.atomic() of {names} is to be the transaction on {using!r}, but one is open there. Take the lock "
+                "first and put lock.atomic() in the place of transaction.atomic(); for several locks use "
+                "cache_lock([...]). The view that cache_lock decorates has it open already under ATOMIC_REQUESTS."
+            )
+    elif not connection.get_autocommit():
+        raise RuntimeError(
+            f"lock.atomic() of {names} is to be the transaction on {using!r}, where autocommit is off, so that one is "
+            "open always. Switch it on."
+        )
