@@ -5,12 +5,16 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from django.db import router, transaction
+from django.http import HttpRequest
 
 from django_cluster_lock import fences
-from django_cluster_lock.holding import Holding, held_here
+from django_cluster_lock.holding import Holding
 
 if TYPE_CHECKING:
     from django_cluster_lock.fences.rows import Claim
+
+
+_LOCKS = "_cluster_locks"
 
 
 class Fencing(Holding):
@@ -48,8 +52,16 @@ class Fencing(Holding):
         ]
 
 
-def begin(using: str) -> AbstractContextManager[None]:
-    """A request's transaction on a database, which checks the fences of all locks that are held around it.
+def around(request: HttpRequest, lock: Fencing) -> list[Fencing]:
+    """The locks of a view's decorators, of which this one is the innermost so far."""
+    outer: list[Fencing] = getattr(request, _LOCKS, [])
+    locks = [*(each for each in outer if each._find()), lock]  # noqa: SLF001
+    setattr(request, _LOCKS, locks)
+    return locks
+
+
+def begin(locks: Sequence[Fencing], using: str) -> AbstractContextManager[None]:
+    """A request's transaction on a database, which checks the fences of the locks around it.
 
     Where the app of fences is not installed, or its table has no place in the database, it is one without fences.
     """
@@ -57,7 +69,7 @@ def begin(using: str) -> AbstractContextManager[None]:
         from django_cluster_lock.fences.models import Fence
 
         if router.allow_migrate_model(using, Fence):
-            return _atomic([handle for handle in held_here() if isinstance(handle, Fencing)], using)
+            return _atomic(locks, using)
     return transaction.atomic(using=using)
 
 

@@ -161,8 +161,9 @@ class Guard(Lock):
                 with Lock(names_of(args, kwargs), blocking=self.blocking, **self._options):
                     return _finished(function, function(*args, **kwargs))
             with Answering(request, self._response) as answering, self._for_view(names_of(args, kwargs)) as lock:
+                locks = fencing.around(http_request(request), lock)
                 databases = transactions.wanted(http_request(request), function) if opens_transactions else []
-                with transactions.on(databases, fencing.begin):
+                with transactions.on(databases, partial(fencing.begin, locks)):
                     answering.response = _finished(function, function(*args, **kwargs))
                     lock.raise_if_lost()  # while it can still be rolled back
             return answering.response
