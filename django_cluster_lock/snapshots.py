@@ -81,7 +81,8 @@ class ForcedRelease:
 
     ``outcome`` is "released", "handed" (released, and the first waiter has the lock), or "left": the lock has another
     holder than the one shown, or none any more. The command also says "free" of a lock that nobody held when it
-    looked, and "unavailable" of one whose shard could not be asked.
+    looked, "unavailable" of one whose shard could not be asked, and "unfenced" of one whose holder could not be fenced
+    off in the database, and which was not released therefore.
     """
 
     name: str

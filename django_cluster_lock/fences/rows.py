@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from django_cluster_lock.errors import LockLost, StaleFence
 from django_cluster_lock.fences.models import Fence
-from django_cluster_lock.fences.sql import AGE, DAY, KEPT, TABLE, dialect_of, is_passing
+from django_cluster_lock.fences.sql import AGE, DAY, KEPT, LONGEST, TABLE, dialect_of, is_passing
 
 T = TypeVar("T")
 ATTEMPTS, PATIENCE = 20, 10.0  # how often, and for how many seconds, a transaction is begun anew
@@ -96,14 +96,18 @@ def prune(days: float, using: str, *, dry_run: bool = False) -> int:
     Raises:
         ValueError: they could still be needed.
     """
-    if days * DAY < KEPT:
-        raise ValueError(f"fences are kept for {KEPT // DAY} days at least, so {days:g} days cannot be chosen")
+    if not KEPT <= days * DAY < LONGEST:
+        raise ValueError(f"fences are kept for {KEPT // DAY} days at least, and {days:g} is no such number of days")
     connection = connections[using]
     dialect = dialect_of(connection)
-    with connection.cursor() as cursor:
-        cursor.execute(dialect.counting if dry_run else dialect.deleting, {"age": int(days * DAY)})
-        found: int = cursor.fetchone()[0] if dry_run else cursor.rowcount
-    return found
+
+    def forget() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(dialect.counting if dry_run else dialect.deleting, {"age": int(days * DAY)})
+            found: int = cursor.fetchone()[0] if dry_run else cursor.rowcount
+        return found
+
+    return retried(forget, connection)
 
 
 def retried(function: Callable[[], T], connection: BaseDatabaseWrapper) -> T:

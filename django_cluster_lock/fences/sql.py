@@ -15,6 +15,7 @@ TABLE = "cluster_lock_fence"
 DAY = 86_400_000_000
 KEPT = 7 * DAY  # the least age of a fence that may be forgotten
 AGE = KEPT // 2
+LONGEST = 2**53  # what is said to be older is not to be found
 
 _ROW = "(digest, name, fence, token, updated_at)"
 

@@ -5,10 +5,11 @@ import math
 import time
 from collections import Counter
 
-from django_cluster_lock import names, protocol, scripts
+from django_cluster_lock import fences, names, protocol, scripts
 from django_cluster_lock.actions import Actions
 from django_cluster_lock.aliases import aliases
 from django_cluster_lock.errors import LockUnavailable
+from django_cluster_lock.inspection.evicting import fence_off
 from django_cluster_lock.inspection.reading import know_layout, listing, look_at, name_of, snapshot_of
 from django_cluster_lock.inspection.spreading import spread
 from django_cluster_lock.inspection.verifying import verification
@@ -63,16 +64,26 @@ class Locks:
         """
         return self._alias.perform(self._showing(names.keys_of(self._prefix, name, tag)))
 
-    def release(self, name: str, *, token: str, tag: str | None = None) -> ForcedRelease:
+    def release(self, name: str, *, token: str, tag: str | None = None, fence: bool = True) -> ForcedRelease:
         """Ends a lease from outside; its lock goes to the first waiter. Its holder learns it at the next renewal.
+
+        Where the app of fences is installed and its table is there, the database of the table refuses the holder's
+        ``lock.atomic()`` before that: nothing is released if it cannot be told to.
 
         Args:
             token: the lease's, as `show` tells it. A lock that has another holder by now is left alone.
+            fence: whether to fence the holder off in the database.
 
         Raises:
+            NotFencedOff: the database cannot be asked, or the holder is in the middle of a transaction there.
             LockUnavailable: its shard could not be asked.
+            RuntimeError: a transaction is open already on the database of the table.
         """
         keys = names.keys_of(self._prefix, name, tag)
+        if fence and fences.installed():
+            shown = self.show(name, tag)
+            if shown.token == token:
+                fence_off(self._where[0], self._prefix, shown)
         own = token.encode(errors="surrogateescape")
         deadline = time.monotonic() + self._alias.patience
         call = Call(keys, scripts.RELEASE, protocol.released(keys, own, mark=False), deadline)

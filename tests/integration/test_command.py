@@ -16,6 +16,7 @@ from django_cluster_lock.snapshots import ForcedRelease, Listing, Unread
 SETTINGS = """\
 from tests.settings import *
 CLUSTER_LOCKS = {locks!r}
+INSTALLED_APPS = [app for app in INSTALLED_APPS if app != "django_cluster_lock.fences"]  # it asks the database
 DATABASES = {{"default": {{"ENGINE": "django.db.backends.postgresql", "HOST": "nowhere.invalid", "NAME": "x"}}}}
 TEMPLATES = []  # an error of the admin's checks
 """
@@ -23,6 +24,7 @@ TEMPLATES = []  # an error of the admin's checks
 
 @pytest.fixture(autouse=True)
 def locks_on(settings, cluster, prefix):
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_cluster_lock.fences"]
     settings.CLUSTER_LOCKS = {
         "default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 10},
         "other": {"LOCATION": cluster.urls, "KEY_PREFIX": f"{prefix}-other"},
@@ -244,7 +246,7 @@ def test_release_hands_to_the_first_waiter(run, cluster, prefix):
 
 
 def test_release_goes_on_past_a_lock_whose_shard_does_not_answer(monkeypatch, capsys):
-    def release(self, name, *, token, tag):
+    def release(self, name, *, token, tag, fence):
         if name == "a":
             raise LockUnavailable(name, "node 10.0.0.1:6379: timed out")
         return ForcedRelease(name, tag, token, "released")

@@ -1,5 +1,6 @@
 """Fences in the database: whatever a holder believes, its transaction is refused once a later lease has written."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +10,18 @@ from types import ModuleType
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection, connections, transaction
 from django.http import HttpResponse
 from django.test import Client, TestCase
 from django.urls import path
 from django.utils import timezone
 
-from django_cluster_lock import LockLost, LockNotHeld, StaleFence, cache_lock, current_lock, names
+from django_cluster_lock import LockLost, LockNotHeld, StaleFence, cache_lock, current_lock, locks, names
 from django_cluster_lock.fences import rows
 from django_cluster_lock.fences.models import Fence
 from django_cluster_lock.fences.sql import DAY
+from django_cluster_lock.inspection.evicting import NotFencedOff
 from tests import postgres
 from tests.records import PATIENCE, until
 
@@ -362,7 +365,7 @@ def test_what_does_not_pass_is_raised_in_the_end(request, django_db_blocker, exe
 
 def test_several_locks_take_their_rows_in_one_order(database, stale, executor):
     """Whichever order they are named in: else two transactions could wait for each other."""
-    locks = [f"lock {number}" for number in range(6)]
+    several = [f"lock {number}" for number in range(6)]
 
     def work(ordered):
         lock = stale(ordered)
@@ -372,7 +375,7 @@ def test_several_locks_take_their_rows_in_one_order(database, stale, executor):
             return 1
         return 0
 
-    writers = [elsewhere(executor, work, order) for order in (locks, locks[::-1]) * 4]
+    writers = [elsewhere(executor, work, order) for order in (several, several[::-1]) * 4]
     assert sum(writer.result(4 * PATIENCE) for writer in writers) == len(written()) > 0
 
 
@@ -384,9 +387,8 @@ def test_it_is_not_nested(some_database):
         with pytest.raises(RuntimeError, match=r"put lock.atomic\(\) in the place of transaction.atomic\(\)"):
             write_under(lock)
         assert written() == []
-    with cache_lock("a") as lock, lock.atomic():
-        with pytest.raises(RuntimeError, match="for several locks use cache_lock"), lock.atomic():
-            pass
+    with cache_lock("a") as lock, lock.atomic(), pytest.raises(RuntimeError, match="for several locks"):
+        write_under(lock)
 
 
 def test_it_does_not_trust_a_connection_whose_transactions_never_end(some_database):
@@ -486,7 +488,7 @@ def test_what_is_forgotten_lets_no_older_lease_pass(database):
     assert Fence.objects.count() == 2
     assert rows.prune(7, "default") == 1
     assert Fence.objects.get().name == "young"
-    with pytest.raises(ValueError, match=r"kept for 7 days at least, so 6\.5 days"):
+    with pytest.raises(ValueError, match=r"kept for 7 days at least, and 6\.5 is no"):
         rows.prune(6.5, "default")
 
 
@@ -513,6 +515,120 @@ def test_evicting_waits_for_a_transaction_only_so_long(request, django_db_blocke
         with pytest.raises(OperationalError, match="lock timeout"):
             elsewhere(executor, rows.evict, lock._claims()[0], "default").result(PATIENCE)
     # and what it waited for is left alone
+
+
+def by_force(lock, **options):
+    return locks["default"].release(lock.name, token=lock.token, **options)
+
+
+def test_force_release_fences_the_holder_off_and_its_next_renewal_tells_it(some_database, settings):
+    settings.CLUSTER_LOCKS = {"default": {**settings.CLUSTER_LOCKS["default"], "TIMEOUT": 2}}
+    with cache_lock("a", raise_on_release_error=False) as lock:
+        assert by_force(lock).outcome == "released"
+        lock.raise_if_lost()
+        with pytest.raises(StaleFence, match="ended by force"):
+            write_under(lock)
+        with later("a") as new:
+            write_under(new)
+            fence = new.fence
+        until(lambda: lock.lost)
+    assert written() == [fence]
+
+
+def test_force_release_leaves_a_later_holder_alone(some_database, stale):
+    old = stale("a")
+    with later("a") as new:
+        assert locks["default"].release("a", token=old.token).outcome == "left"
+        write_under(new)
+
+
+def test_force_release_without_the_fence_releases_in_redis_alone(some_database):
+    with cache_lock("a", raise_on_release_error=False) as lock:
+        assert by_force(lock, fence=False).outcome == "released"
+        write_under(lock)
+
+
+@pytest.mark.parametrize("without", ["app", "table"])
+def test_force_release_needs_no_fences(some_database, settings, without):
+    if without == "app":
+        settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != APP]
+    else:
+        execute("DROP TABLE cluster_lock_fence")
+    with cache_lock("a", raise_on_release_error=False) as lock:
+        assert by_force(lock).outcome == "released"
+
+
+@pytest.fixture
+def no_database(django_db_blocker):
+    settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": "/nowhere/at/all"}
+    before, wrapper = connections.settings["default"], connections["default"]
+    del connections["default"]
+    connections.settings.update(connections.configure_settings({"default": settings}))
+    with django_db_blocker.unblock():
+        yield
+    del connections["default"]
+    connections.settings["default"] = before
+    connections["default"] = wrapper
+
+
+def test_force_release_releases_nothing_while_the_database_cannot_be_asked(no_database):
+    with cache_lock("a") as lock:
+        with pytest.raises(NotFencedOff, match="database 'default': unable to open database file") as told:
+            by_force(lock)
+        assert "--no-fence" in str(told.value)
+        assert lock.owned()
+
+
+def test_the_command_says_so(no_database, capsys):
+    with cache_lock("a", raise_on_release_error=False) as lock:
+        with pytest.raises(SystemExit) as stop:
+            call_command("locks", "release", "a", "--no-input")
+        printed = capsys.readouterr()
+        assert (stop.value.code, lock.owned()) == (2, True)
+        assert "could not be fenced off" in printed.err
+        assert "a: not released: its holder cannot be fenced off\nReleased 0 locks.\n" in printed.out
+        call_command("locks", "release", "a", "--no-input", "--no-fence")
+        assert "a: released\n" in capsys.readouterr().out
+
+
+def prune_fences(*args):
+    call_command("locks", "prune-fences", *args)
+
+
+def test_the_command_that_forgets(some_database, capsys):
+    old = time.time_ns() // 1000 - 8 * DAY
+    Fence.objects.create(digest=b"a", name="a", fence=old, token=b"t", updated_at=NOW)
+    prune_fences("--older-than", "9")
+    prune_fences("--older-than", "7", "--dry-run")
+    prune_fences("--older-than", "7", "--json")
+    *told, printed = capsys.readouterr().out.splitlines()
+    assert told == ["Forgot 0 fences.", "Would forget 1 fence."]
+    assert json.loads(printed) == {"dry_run": False, "database": "default", "pruned": 1}
+    assert not Fence.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--older-than", "6"], "kept for 7 days at least"),
+        (["--older-than", "nan"], "kept for 7 days at least"),
+        (["--older-than", "inf"], "inf is no such number"),
+        (["--older-than", "7", "--database", "nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_that_forgets_says_what_is_wrong(some_database, args, message):
+    with pytest.raises(CommandError, match=message) as error:
+        prune_fences(*args)
+    assert error.value.returncode == 2
+
+
+def test_the_command_that_forgets_needs_the_app_and_a_database(no_database, settings):
+    with pytest.raises(CommandError, match="unable to open database file"):
+        prune_fences("--older-than", "7")
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != APP]
+    with pytest.raises(CommandError, match="INSTALLED_APPS") as error:
+        prune_fences("--older-than", "7")
+    assert error.value.returncode == 2
 
 
 # Databases, views, tests

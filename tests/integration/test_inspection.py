@@ -19,6 +19,7 @@ NAMES = ["invoice:42", "{", "a}b{ c}", "per%cent", "%7B", "line\nbreak", "ünï"
 
 
 def use(settings, server, prefix):
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_cluster_lock.fences"]
     settings.CLUSTER_LOCKS = {
         "default": {"LOCATION": server.urls, "KEY_PREFIX": prefix, "TIMEOUT": 10, "OPTIONS": {"socket_timeout": 1}}
     }

@@ -19,5 +19,5 @@ def test_the_rights_that_the_tests_do_with_are_those_in_the_reference():
 
 @pytest.mark.parametrize("text", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), Path(errors.__file__)])
 def test_commands_that_are_named_exist(text):
-    named = set(re.findall(r"manage\.py locks (\w+)", text.read_text()))
-    assert named <= {name for name in vars(Command) if not name.startswith("_")}
+    named = re.findall(r"manage\.py locks ([\w-]+)", text.read_text())
+    assert {name.replace("-", "_") for name in named} <= {name for name in vars(Command) if not name.startswith("_")}

@@ -1,7 +1,7 @@
 """``manage.py locks``: see who holds what, free what is stuck, check what is stored.
 
 Exit codes: 0 fine; 1 something was found, or is not as asked for; 2 the arguments or settings are wrong, or Redis
-cannot be asked.
+or the database cannot be asked.
 """
 
 import json
@@ -14,21 +14,26 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
+from django.utils.connection import ConnectionDoesNotExist
 
-from django_cluster_lock import embedded, servers
+from django_cluster_lock import embedded, fences, servers
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.inspection import Locks, locks
+from django_cluster_lock.inspection.evicting import NotFencedOff
 from django_cluster_lock.management.tables import duration, escaped, table
 from django_cluster_lock.snapshots import Finding, ForcedRelease, LockSnapshot, Unread
 
 FOUND, UNUSABLE = 1, 2
+UNASKED = ConnectionDoesNotExist, DatabaseError, LockUnavailable, embedded.EmbeddedError
 OUTCOMES = {
     "released": "released",
     "handed": "released, and handed to the first waiter",
     "left": "left alone: it changed hands or ended meanwhile",
     "free": "nobody holds it",
     "unavailable": "its shard cannot be asked",
+    "unfenced": "not released: its holder cannot be fenced off",
 }
 
 
@@ -57,10 +62,17 @@ class Command(BaseCommand):
         release.add_argument("--dry-run", action="store_true", help="only show what would be released")
         release.add_argument("--noinput", "--no-input", action="store_false", dest="interactive", help="do not ask")
 
+        release.add_argument("--no-fence", action="store_false", dest="fence", help="leave the database alone")
+
         verify = commands.add_parser("verify", help="look for what should not be in Redis", parents=common)
         verify.add_argument("--repair", action="store_true", help="put right what is safe to")
 
         commands.add_parser("distribution", help="the spread of the locks over nodes and slots", parents=common)
+
+        prune = commands.add_parser("prune-fences", help="forget fences that are long past", parents=[everywhere])
+        prune.add_argument("--older-than", type=float, required=True, metavar="DAYS", help="7 at least")
+        prune.add_argument("--database", metavar="ALIAS", help="which entry of DATABASES; by default the routers'")
+        prune.add_argument("--dry-run", action="store_true", help="only count them")
 
         cluster = commands.add_parser("cluster", help="the embedded cluster of this project", parents=[everywhere])
         cluster.add_argument("action", choices=("up", "down", "status"))
@@ -70,9 +82,11 @@ class Command(BaseCommand):
         try:
             if command == "cluster":
                 fine = self.cluster(options["action"])
+            elif command == "prune-fences":
+                fine = self.prune_fences(options)
             else:
                 fine = getattr(self, command)(locks[options["using"]], options)
-        except (ImproperlyConfigured, LockUnavailable, ValueError, embedded.EmbeddedError) as error:
+        except (*UNASKED, ImproperlyConfigured, ValueError) as error:
             raise CommandError(str(error), returncode=UNUSABLE) from error
         if not fine:
             sys.exit(FOUND)
@@ -119,7 +133,7 @@ class Command(BaseCommand):
         if not self._json:
             self._print_locks(held)
         sure = not dry_run and (not held or not options["interactive"] or self._confirmed(len(held)))
-        outcomes = [self._outcome(alias, lock) for lock in shown] if sure else []
+        outcomes = [self._outcome(alias, lock, options["fence"]) for lock in shown] if sure else []
         if self._json:
             self._print_json({"dry_run": dry_run, "locks": _dicts(held), "outcomes": _dicts(outcomes)})
         elif dry_run:
@@ -128,7 +142,7 @@ class Command(BaseCommand):
             for each in outcomes:
                 self.stdout.write(f"{escaped(each.name)}: {OUTCOMES[each.outcome]}")
             self.stdout.write(f"Released {_count(sum(map(bool, outcomes)), 'lock')}.")
-        if any(each.outcome == "unavailable" for each in outcomes):
+        if any(each.outcome in {"unavailable", "unfenced"} for each in outcomes):
             sys.exit(UNUSABLE)
         return complete and bool(held) and (dry_run or (bool(outcomes) and all(outcomes)))
 
@@ -165,6 +179,18 @@ class Command(BaseCommand):
             self._warn(warning)
         return self._warn_of(found.unread) and not found.warnings
 
+    def prune_fences(self, options: dict[str, Any]) -> bool:
+        fences.require()
+        from django_cluster_lock.fences import rows
+
+        using, dry_run = options["database"] or rows.database(), options["dry_run"]
+        pruned = rows.prune(options["older_than"], using, dry_run=dry_run)
+        if self._json:
+            self._print_json({"dry_run": dry_run, "database": using, "pruned": pruned})
+        else:
+            self.stdout.write(f"{'Would forget' if dry_run else 'Forgot'} {_count(pruned, 'fence')}.")
+        return True
+
     def cluster(self, action: str) -> bool:
         if action == "up":
             if not servers.embedded_allowed():
@@ -192,14 +218,15 @@ class Command(BaseCommand):
             self.stdout.write("It is not running; start it with 'manage.py locks cluster up'.")
         return bool(status and status.ok)
 
-    def _outcome(self, alias: Locks, lock: LockSnapshot) -> ForcedRelease:
+    def _outcome(self, alias: Locks, lock: LockSnapshot, fence: bool) -> ForcedRelease:
         if not lock.token:
             return ForcedRelease(lock.name, lock.tag, "", "free")
         try:
-            return alias.release(lock.name, token=lock.token, tag=lock.tag)
-        except LockUnavailable as error:
+            return alias.release(lock.name, token=lock.token, tag=lock.tag, fence=fence)
+        except (LockUnavailable, NotFencedOff) as error:
             self._warn(str(error))
-            return ForcedRelease(lock.name, lock.tag, lock.token, "unavailable")
+            outcome = "unfenced" if isinstance(error, NotFencedOff) else "unavailable"
+            return ForcedRelease(lock.name, lock.tag, lock.token, outcome)
 
     def _confirmed(self, count: int) -> bool:
         try:
