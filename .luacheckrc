@@ -25,3 +25,6 @@ files[folder .. "release.lua"] = { read_globals = handing }
 files[folder .. "handing.lua"] = { read_globals = common, ignore = { "211" } }
 files[folder .. "common.lua"] = { ignore = { "211" } }
 files[folder .. "outbox.lua"] = { read_globals = common, ignore = { "211" } }
+
+-- The caller's script comes before this one.
+files[folder .. "guard.lua"] = { read_globals = { "guarded" } }

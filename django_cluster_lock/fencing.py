@@ -1,20 +1,27 @@
 """Writing under a lock so that nothing stale lands: the fence is checked where the write goes."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from django.db import router, transaction
 from django.http import HttpRequest
 
-from django_cluster_lock import fences
+from django_cluster_lock import fences, protocol, scripts
+from django_cluster_lock.arguments import positive
+from django_cluster_lock.errors import LockError, LockLost, LockNotReplicated, LockUnavailable, StaleFence
 from django_cluster_lock.holding import Holding
+from django_cluster_lock.names import Keys, slot_of
+from django_cluster_lock.protocol import Call, Flow, Grant, Reply
 
 if TYPE_CHECKING:
     from django_cluster_lock.fences.rows import Claim
 
-
+Text: TypeAlias = str | bytes
+Value: TypeAlias = str | bytes | int | float
 _LOCKS = "_cluster_locks"
+_SET = "redis.call('SET', KEYS[1], ARGV[1], unpack(ARGV[2] and {'PX', ARGV[2]} or {}))"
 
 
 class Fencing(Holding):
@@ -40,6 +47,38 @@ class Fencing(Holding):
         with _atomic([self], using):
             yield
 
+    def _guarding(self, script: str, keys: Sequence[Text], args: Sequence[Value]) -> Flow[Any]:
+        """Runs a script behind the guard: one attempt, since a repeated one might do it twice."""
+        self.raise_if_lost()
+        (lease, *others), now = self._held(), time.monotonic()
+        if others:
+            raise ValueError(f"{self!r} holds several locks; a guarded write is under one of them")
+        grant, turn = lease.grant, lease.turn
+        also = (grant.keys.guard, *(_in_slot(key, grant.keys) for key in keys))
+        sent = (b"%d" % grant.fence, grant.token, lease.session, b"%d" % turn, *map(_encoded, args))
+        deadline = min(lease.valid_until, now + self._alias.patience)
+        call = Call(
+            grant.keys,
+            scripts.guarded(script),
+            sent,
+            deadline,
+            replicas=lease.terms.replicas,
+            once=True,
+            also=also,
+        )
+        try:
+            reply: Reply = yield call
+        except BaseException as error:
+            lease.turn = max(lease.turn, turn + 1)  # it may yet arrive
+            if isinstance(error, LockUnavailable) and "compiling script" in error.detail:
+                raise ValueError(f"the guarded script cannot be used: {error.detail}") from None
+            raise
+        return _result(grant, reply)
+
+    def _setting(self, key: Text, value: Value, timeout: float | None) -> Flow[None]:
+        expiry = () if timeout is None else (protocol.milliseconds(positive("timeout", timeout)),)
+        yield from self._guarding(_SET, [key], [value, *expiry])
+
     def _claims(self) -> "list[Claim]":
         """What the leases held here have to show."""
         from django_cluster_lock.fences.rows import Claim, digest_of
@@ -50,6 +89,45 @@ class Fencing(Holding):
             Claim(digest_of(self.alias, prefix, lease.name, self.tag), lease.name, lease.grant.fence, lease.grant.token)
             for lease in self._held()
         ]
+
+
+def _result(grant: Grant, reply: Reply) -> Any:
+    """What a guarded script gave."""
+    name, told = grant.keys.name, [*reply.details, None][0]
+    if reply.status == b"failed":
+        raise LockError(name, f"the guarded script: {_shown(told)}")
+    if reply.status == b"late":
+        raise LockUnavailable(name, "the write came after a later one of the same lease, and was not done")
+    if reply.status == b"stale" and told == b"0":
+        raise LockLost(name, "its lease is older than the 3.5 days that fences are known for")
+    if reply.status == b"stale":
+        raise StaleFence(name, f"its fence is {grant.fence}, but {_shown(told)} has been shown")
+    if reply.acks < reply.needed:
+        raise LockNotReplicated(name, f"it is written, but {reply.acks} of {reply.needed} replicas have it")
+    return told
+
+
+def _in_slot(key: Text, lock: Keys) -> bytes:
+    """The key, or an error if it is not where the lock is."""
+    encoded = _encoded(key)
+    if (slot := slot_of(encoded)) != lock.slot:
+        raise ValueError(
+            f"the key {_shown(encoded)!r} is in slot {slot}, but the lock {lock.name!r} in slot {lock.slot}: give both "
+            "one hash tag, as in cache_lock(..., tag='order:7') and '{order:7}:total'"
+        )
+    return encoded
+
+
+def _encoded(value: Value) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"a guarded write takes bytes, str, int and float, not {type(value).__name__}: {value!r}")
+    return value.encode() if isinstance(value, str) else repr(value).encode()
+
+
+def _shown(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def around(request: HttpRequest, lock: Fencing) -> list[Fencing]:

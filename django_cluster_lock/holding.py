@@ -144,15 +144,13 @@ class Holding:
                 self._refuse_waiting_for_itself(keys, place)
         terms = self._terms()
         now = time.monotonic()
+        until = now + wait
         grants: list[Grant] = []
         if len(missing) == 1:
             own = new_token() if token is None else given_token(token)
-            grant = yield from protocol.acquire(missing[0], own, terms, now=now, until=now + wait, blocking=wait > 0)
-            grants.append(grant)
+            grants = [(yield from protocol.acquire(missing[0], own, terms, now=now, until=until, blocking=wait > 0))]
         elif missing:
-            grants = yield from protocol.acquire_all(
-                missing, new_token, terms, now=now, until=now + wait, blocking=wait > 0
-            )
+            grants = yield from protocol.acquire_all(missing, new_token, terms, now=now, until=until, blocking=wait > 0)
         self._hold(place, grants, terms, kept)
 
     def _acquiring_if_free(

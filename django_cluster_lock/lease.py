@@ -33,6 +33,7 @@ class Lease:
     It is trusted until `valid_until`, which renewals move on and which never lies later than the server's deadline.
     `lost` says why it ended early, if it did; `closed` that its holder gave it up; `place` where it is held;
     `keeper` what it goes back to, if it was taken over from there; `on_freed` is called once its lock was freed.
+    `session` and `turn` order its guarded writes.
     """
 
     __slots__ = (
@@ -46,7 +47,9 @@ class Lease:
         "on_lost",
         "pid",
         "place",
+        "session",
         "terms",
+        "turn",
         "valid_until",
     )
 
@@ -62,6 +65,8 @@ class Lease:
         self.on_lost: list[Callable[[Lease], None]] = []
         self.on_freed: Callable[[], None] | None = None
         self.pid = os.getpid()
+        self.session = os.urandom(8).hex().encode()
+        self.turn = 0
 
     @property
     def name(self) -> str:

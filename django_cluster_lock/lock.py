@@ -1,11 +1,12 @@
 """The handle of a lock: its blocking face, and its asyncio face with the prefix ``a``, over the same flows."""
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from django_cluster_lock.arguments import positive
 from django_cluster_lock.errors import LockError
-from django_cluster_lock.fencing import Fencing
+from django_cluster_lock.fencing import Fencing, Text, Value
 from django_cluster_lock.holding import UNSET, Unset, innermost
 from django_cluster_lock.protocol import Flow
 
@@ -107,6 +108,33 @@ class Lock(Fencing):
         """
         self._run(self._attaching(token))
 
+    def guarded(self, script: str, keys: Sequence[Text] = (), args: Sequence[Value] = ()) -> Any:
+        """Runs a Lua script on keys beside the lock, unless a later lease of it has written there this way.
+
+        It is sent once: if its answer is lost, it may or may not have been done. A request that is late is never done
+        after a later one, of this lease or another.
+
+        Args:
+            script: sees these keys and arguments as KEYS and ARGV; what it returns is the result, strings as bytes.
+            keys: what it uses. Their hash tag is the lock's, as given by ``tag``.
+
+        Raises:
+            StaleFence: a later lease has written. Nothing is done.
+            LockNotHeld, LockLost: the lease has ended. Nothing is done.
+            LockUnavailable: no answer came. LockNotReplicated: it is done, but too few replicas acknowledged it.
+            LockError: the script failed; Redis takes nothing back of what it had done before.
+            TypeError, ValueError: a value cannot be sent, or a key is in another slot than the lock.
+        """
+        return self._run(self._guarding(script, keys, args))
+
+    def guarded_set(self, key: Text, value: Value, timeout: float | None = None) -> None:
+        """Sets a key beside the lock, unless a later lease of it has written there by `guarded`. Raises as that.
+
+        Args:
+            timeout: after how many seconds it expires.
+        """
+        self._run(self._setting(key, value, timeout))
+
     def __enter__(self) -> Self:
         try:
             self._run(self._acquiring())
@@ -165,6 +193,14 @@ class Lock(Fencing):
     async def aattach(self, token: str | bytes) -> None:
         """`attach` for asyncio."""
         await self._arun(self._attaching(token))
+
+    async def aguarded(self, script: str, keys: Sequence[Text] = (), args: Sequence[Value] = ()) -> Any:
+        """`guarded` for asyncio."""
+        return await self._arun(self._guarding(script, keys, args))
+
+    async def aguarded_set(self, key: Text, value: Value, timeout: float | None = None) -> None:
+        """`guarded_set` for asyncio."""
+        await self._arun(self._setting(key, value, timeout))
 
     async def __aenter__(self) -> Self:
         await self._arun(self._acquiring())

@@ -26,7 +26,10 @@ _FORGOTTEN_FSTRING = re.compile(r"\{[^\W\d][\w.]*\}")
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Where one lock lives: its keys (bytes), its entry in the index of its slot, and that slot."""
+    """Where one lock lives: its keys (bytes), its entry in the index of its slot, and that slot.
+
+    ``guard`` is the key that has the fence of the last guarded write.
+    """
 
     name: str
     record: bytes
@@ -34,6 +37,7 @@ class Keys:
     wake: bytes
     member: bytes
     slot: int
+    guard: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,8 @@ def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
         braced = b"{" + _checked_tag(tag, name) + b"}"
         place, member = braced + b":" + short, braced + b":" + whole
     slot = slot_of(place)
-    return Keys(name, start + b"lock:" + place, index_key(prefix, slot), start + b"wake:" + place + b":", member, slot)
+    record, wake, guard = (start + kind + b":" + place for kind in (b"lock", b"wake", b"fence"))
+    return Keys(name, record, index_key(prefix, slot), wake + b":", member, slot, guard)
 
 
 def name_and_tag(member: bytes) -> tuple[str, str | None]:

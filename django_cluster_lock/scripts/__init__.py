@@ -6,6 +6,7 @@ replica without them, and loading them on every primary would fail while any one
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 
 
@@ -19,10 +20,20 @@ class Script:
     sha: bytes
 
 
-def _load(name: str, key_count: int, *shared: str) -> Script:
+def _load(name: str, key_count: int, *shared: str, before: bytes = b"") -> Script:
     folder = resources.files(__name__)
-    text = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in ("common", *shared, name))
+    parts = (folder.joinpath(f"{part}.lua").read_bytes() for part in ("common", *shared, name))
+    text = before + b"\n".join(parts)
     return Script(name, key_count, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+
+
+@lru_cache(maxsize=256)
+def guarded(script: str) -> Script:
+    """A caller's script behind the guard. It sees its own keys and arguments alone, and keeps the numbers of its lines.
+
+    The guard's keys are not the lock's: they are all among the call's further ones.
+    """
+    return _load("guard", 0, before=f"local function guarded(KEYS, ARGV) {script}\nend\n".encode())
 
 
 ACQUIRE = _load("acquire", 2)
