@@ -1,11 +1,11 @@
-"""The system checks: what is wrong with CLUSTER_LOCKS and flights, found without a connection to Redis."""
+"""The system checks: what is wrong with CLUSTER_LOCKS, flights and fences, found without a connection."""
 
 import sys
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's word
 
-from django_cluster_lock import conf
+from django_cluster_lock import conf, fences
 
 TAG = "cluster_lock"
 
@@ -14,6 +14,7 @@ def register_all() -> None:
     """Makes the checks known to Django, under the tag ``cluster_lock``."""
     register(check_settings, TAG)
     register(check_flights, TAG)
+    register(check_fences, TAG)
     register(check_deployment, TAG, deploy=True)
 
 
@@ -27,6 +28,14 @@ def check_flights(**_: Any) -> list[CheckMessage]:
     from django_cluster_lock.flights import faults
 
     return [message(problem) for problem in faults.problems()]
+
+
+def check_fences(**_: Any) -> list[CheckMessage]:
+    if not fences.installed():
+        return []
+    from django_cluster_lock.fences.faults import faults
+
+    return [message(conf.Problem("E026", fault)) for fault in faults()]
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:

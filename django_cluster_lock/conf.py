@@ -52,6 +52,7 @@ HINTS = {
     "E024": "Set Celery's result_backend to one that other processes can read, or let the tasks do without results by "
     "on_duplicate='skip' or 'raise', or ignore_result=True.",
     "E025": "Give the seconds between two sweeps for what dead flights left behind, above 0, or None for no sweeps.",
+    "E026": "Switch autocommit on, or keep the app 'cluster_lock_fences' out of it by a router's allow_migrate().",
     "W001": "One request without an answer would cost the lease. Stay below a third of TIMEOUT.",
     "W002": "A duplicate that joins never gets the result of another process's call. Use a backend such as Redis.",
     "W003": "Put @shared_task or @app.task above or below @single_flight, and have a base's __init_subclass__ call "

@@ -99,7 +99,7 @@ def _result(grant: Grant, reply: Reply) -> Any:
     if reply.status == b"late":
         raise LockUnavailable(name, "the write came after a later one of the same lease, and was not done")
     if reply.status == b"stale" and told == b"0":
-        raise LockLost(name, "its lease is older than the 3.5 days that fences are known for")
+        raise LockLost(name, "its lease is older than 3.5 days by the server's clock, and fences are not kept for ever")
     if reply.status == b"stale":
         raise StaleFence(name, f"its fence is {grant.fence}, but {_shown(told)} has been shown")
     if reply.acks < reply.needed:

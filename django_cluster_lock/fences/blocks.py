@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from django.db import connections, transaction
-from django.db.transaction import Atomic
 from django.utils.asyncio import async_unsafe
 
 from django_cluster_lock.fences.rows import Claim, database, retried, show
@@ -31,21 +30,16 @@ def atomic(claims: Sequence[Claim], using: str | None = None) -> Iterator[None]:
     """
     using = database() if using is None else using
     _refuse_to_nest(using, ", ".join(repr(claim.name) for claim in claims))
-    with ExitStack() as stack:
-        stack.push(retried(lambda: _begun(claims, using), connections[using]))
+    with retried(lambda: _begun(claims, using), connections[using]):
         yield
 
 
-def _begun(claims: Sequence[Claim], using: str) -> Atomic:
+def _begun(claims: Sequence[Claim], using: str) -> ExitStack:
     """The transaction, begun and with the fences shown."""
-    block = transaction.atomic(using=using, durable=True)
-    block.__enter__()
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(transaction.atomic(using=using, durable=True))
         show(claims, using)
-    except BaseException as error:
-        block.__exit__(type(error), error, error.__traceback__)
-        raise
-    return block
+        return stack.pop_all()
 
 
 @async_unsafe(_IN_A_LOOP)

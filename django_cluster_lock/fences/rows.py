@@ -133,7 +133,10 @@ def retried(function: Callable[[], T], connection: BaseDatabaseWrapper) -> T:
 def _refusal(claim: Claim, using: str) -> StaleFence | LockLost:
     row = Fence.objects.using(using).filter(digest=claim.digest, fence__gte=claim.fence).first()
     if row is None:
-        return LockLost(claim.name, f"its lease is older than the {AGE / DAY:g} days that fences are known for")
+        return LockLost(
+            claim.name,
+            f"its lease is older than {AGE / DAY:g} days by the database's clock, and fences are not kept for ever",
+        )
     if row.fence == claim.fence and bytes(row.token) == EVICTED:
         return StaleFence(claim.name, f"the lease with the fence {claim.fence} was ended by force")
     return StaleFence(claim.name, f"its fence is {claim.fence}, but another lease has shown {row.fence}")

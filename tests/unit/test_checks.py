@@ -10,6 +10,7 @@ import pytest
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
+from django.db import connections
 from redis.credentials import UsernamePasswordCredentialProvider
 
 import django_cluster_lock
@@ -399,6 +400,31 @@ def test_the_command_shows_message_hint_and_id(settings):
     with pytest.raises(Exception, match=r"E017.*TIMEOUT") as raised:
         call_command("check")
     assert conf.HINTS["E017"] in str(raised.value)
+
+
+class WithoutFences:
+    def allow_migrate(self, db, app_label, **hints):
+        return app_label != "cluster_lock_fences"
+
+
+def test_E026(messages, settings, monkeypatch):
+    locks = {"default": GOOD}
+    assert messages(locks) == []
+    monkeypatch.setitem(connections.settings["default"], "AUTOCOMMIT", False)
+    others = connections.configure_settings({"odd": {"ENGINE": "django.db.backends.dummy"}, "default": {}})
+    monkeypatch.setitem(connections.settings, "odd", others["odd"])
+    assert messages(locks) == [
+        ("E026", "DATABASES['default'] has AUTOCOMMIT off, so that no transaction there is lock.atomic()'s own."),
+        ("E026", "DATABASES['odd'] is of the kind 'unknown', for which there are no fences."),
+    ]
+    assert messages(locks, DATABASE_ROUTERS=[WithoutFences()]) == []
+    del connections["odd"]
+
+
+def test_E026_is_about_the_app_of_fences(messages, settings, monkeypatch):
+    monkeypatch.setitem(connections.settings["default"], "AUTOCOMMIT", False)
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_cluster_lock.fences"]
+    assert messages({"default": GOOD}) == []
 
 
 SETTINGS = """
