@@ -17,7 +17,7 @@ from django.test import Client, TestCase
 from django.urls import path
 from django.utils import timezone
 
-from django_cluster_lock import LockLost, LockNotHeld, StaleFence, cache_lock, current_lock, locks, names
+from django_cluster_lock import LockError, LockLost, LockNotHeld, StaleFence, cache_lock, current_lock, locks, names
 from django_cluster_lock.fences import rows
 from django_cluster_lock.fences.models import Fence
 from django_cluster_lock.fences.sql import DAY
@@ -33,6 +33,8 @@ NOW = timezone.now()
 def locks_on(settings, cluster, prefix):
     settings.CLUSTER_LOCKS = {"default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 60}}
     settings.MIDDLEWARE = []
+    yield
+    assert current_lock() is None  # else other tests would be under it
 
 
 @pytest.fixture(scope="session")
@@ -101,17 +103,21 @@ def some_database(request, django_db_blocker):
 @pytest.fixture
 def stale(cluster, prefix):
     """Makes holders that believe in their lease, though Redis has forgotten it: ``stale("a")``."""
-    one_by_one = threading.Lock()
+    made, one_by_one = [], threading.Lock()
 
     def make(name):
         lock = cache_lock(name, renew=False)
+        made.append(lock)
         with one_by_one:
             assert lock.acquire(blocking=False)
             for each in lock.names:
                 cluster.admin().delete(names.keys_of(prefix, each).record)
         return lock
 
-    return make
+    yield make
+    for lock in made:
+        with suppress(LockError):
+            lock.release()
 
 
 def execute(statement, *values):

@@ -1,6 +1,7 @@
 """Writes to Redis beside the lock: refused once a later lease has written there, whatever their sender believes."""
 
 import asyncio
+from contextlib import contextmanager
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -32,12 +33,12 @@ def tagged(name="a", **options):
     return cache_lock(name, tag="order:7", blocking=False, raise_on_release_error=False, **options)
 
 
+@contextmanager
 def stale(server, prefix):
     """A holder that believes in its lease, though Redis has forgotten it."""
-    lock = tagged(renew=False)
-    assert lock.acquire()
-    server.admin().delete(names.keys_of(prefix, "a", "order:7").record)
-    return lock
+    with tagged(renew=False) as lock:
+        server.admin().delete(names.keys_of(prefix, "a", "order:7").record)
+        yield lock
 
 
 def asynchronous(method):
@@ -52,9 +53,7 @@ def blocking(method):
 def test_a_write_and_what_refuses_it(settings, server, prefix, key, face):
     use(settings, server, prefix)
     write, client = face("guarded_set"), server.admin()
-    old = stale(server, prefix)
-    write(old, key, "early")
-    with tagged() as new:
+    with stale(server, prefix) as old, tagged() as new:
         write(old, key, "still early")
         assert client.get(key) == "still early"  # no later lease has written
         write(new, key, "new", 60)
@@ -67,8 +66,8 @@ def test_a_write_and_what_refuses_it(settings, server, prefix, key, face):
 
 def test_without_the_guard_it_lands(on_cluster, prefix, key):
     """The control for the one above."""
-    client, old = on_cluster.admin(), stale(on_cluster, prefix)
-    with tagged() as new:
+    client = on_cluster.admin()
+    with stale(on_cluster, prefix) as old, tagged() as new:
         new.guarded_set(key, "new")
         old.raise_if_lost()
         client.set(key, "stale")
