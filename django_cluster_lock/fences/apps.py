@@ -10,4 +10,3 @@ class FencesConfig(AppConfig):
     name = "django_cluster_lock.fences"
     label = "cluster_lock_fences"
     verbose_name = _("Fences of cluster locks")
-    default_auto_field = "django.db.models.BigAutoField"

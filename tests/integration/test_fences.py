@@ -5,20 +5,34 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from types import ModuleType
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from celery import Celery
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection, connections, transaction
 from django.http import HttpResponse
 from django.test import Client, TestCase
+from django.test.utils import CaptureQueriesContext
 from django.urls import path
 from django.utils import timezone
 
-from django_cluster_lock import LockError, LockLost, LockNotHeld, StaleFence, cache_lock, current_lock, locks, names
-from django_cluster_lock.fences import rows
+from django_cluster_lock import (
+    LockError,
+    LockLost,
+    LockNotHeld,
+    StaleFence,
+    cache_lock,
+    current_lock,
+    locks,
+    names,
+    single_flight,
+)
+from django_cluster_lock.aliases import aliases
+from django_cluster_lock.fences import blocks, rows
 from django_cluster_lock.fences.models import Fence
 from django_cluster_lock.fences.sql import DAY
 from django_cluster_lock.inspection.evicting import NotFencedOff
@@ -48,6 +62,11 @@ def in_postgres(request, isolation):
     return {**request.getfixturevalue("postgres_settings"), "OPTIONS": {"isolation_level": isolation}}
 
 
+def in_postgres_binding_there(request):
+    found = in_postgres(request, 2)
+    return {**found, "OPTIONS": {**found["OPTIONS"], "server_side_binding": True}}
+
+
 def in_sqlite(request, mode):
     found = postgres.sqlite(request.getfixturevalue("tmp_path"), "fences")
     return {**found, "OPTIONS": {**found["OPTIONS"], "transaction_mode": mode}}
@@ -66,6 +85,7 @@ KINDS = {
     "postgresql": lambda request: in_postgres(request, 2),  # READ COMMITTED, as psycopg counts
     "postgresql-repeatable": lambda request: in_postgres(request, 3),
     "postgresql-serializable": lambda request: in_postgres(request, 4),
+    "postgresql-binding": in_postgres_binding_there,  # values go to the server apart from the statement
     "sqlite": lambda request: in_sqlite(request, "DEFERRED"),
     "sqlite-immediate": lambda request: in_sqlite(request, "IMMEDIATE"),
     "mariadb": lambda request: in_mariadb(request, "read committed"),
@@ -312,6 +332,24 @@ def test_names_of_any_kind(database, stale, name):
     assert Fence.objects.get().name == name.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_the_row_can_be_read(database, settings, use_tz):
+    settings.USE_TZ = use_tz
+    before = timezone.now()
+    with CaptureQueriesContext(connection) as queries, cache_lock("a") as lock:
+        write_under(lock)
+        fence, token = lock.fence, lock.token
+    assert any("cluster_lock_fence" in query["sql"] for query in queries)
+    row = Fence.objects.get()
+    assert (bytes(row.digest), row.name, row.fence) == (lock_digest("a"), "a", fence)
+    assert bytes(row.token) == token.encode()
+    assert before - timedelta(seconds=1) <= row.updated_at <= timezone.now()
+
+
+def lock_digest(name):
+    return rows.digest_of("default", aliases["default"].settings.key_prefix, name, None)
+
+
 def test_locks_that_differ_have_rows_of_their_own(some_database, settings, cluster, prefix):
     settings.CLUSTER_LOCKS = {
         **settings.CLUSTER_LOCKS,
@@ -369,20 +407,22 @@ def test_what_does_not_pass_is_raised_in_the_end(request, django_db_blocker, exe
         assert written() == []
 
 
-def test_several_locks_take_their_rows_in_one_order(database, stale, executor):
-    """Whichever order they are named in: else two transactions could wait for each other."""
-    several = [f"lock {number}" for number in range(6)]
+def test_rows_are_taken_in_one_order(some_database, executor, monkeypatch):
+    """Whichever order the locks come in: else two transactions would wait for each other."""
+    monkeypatch.setattr(rows, "ATTEMPTS", 1)
+    fence, start = time.time_ns() // 1000, threading.Barrier(WRITERS)
+    claims = [rows.Claim(bytes([number]) * 32, str(number), fence, b"t") for number in range(20)]
 
     def work(ordered):
-        lock = stale(ordered)
-        with suppress(StaleFence):
-            with lock.atomic():
-                write(max(lock.fences.values()))
-            return 1
-        return 0
+        for _ in range(10):
+            start.wait(PATIENCE)
+            with blocks.atomic(ordered):
+                write(fence)
 
-    writers = [elsewhere(executor, work, order) for order in (several, several[::-1]) * 4]
-    assert sum(writer.result(4 * PATIENCE) for writer in writers) == len(written()) > 0
+    writers = [elsewhere(executor, work, order) for order in (claims, claims[::-1]) * (WRITERS // 2)]
+    for writer in writers:
+        writer.result(4 * PATIENCE)
+    assert len(written()) == 10 * WRITERS
 
 
 # What is refused
@@ -539,6 +579,17 @@ def test_force_release_fences_the_holder_off_and_its_next_renewal_tells_it(some_
             fence = new.fence
         until(lambda: lock.lost)
     assert written() == [fence]
+
+
+@pytest.mark.parametrize("name", ["a", "per%cent {x y}", "ünï", "x" * 500])
+@pytest.mark.parametrize("tag", [None, "order:7"])
+def test_force_release_finds_the_row_of_each_lock(some_database, name, tag):
+    with cache_lock(name, tag=tag, raise_on_release_error=False) as lock:
+        write_under(lock)
+        for shown in locks["default"].list():
+            assert locks["default"].release(shown.name, token=shown.token, tag=shown.tag)
+        with pytest.raises(StaleFence, match="ended by force"):
+            write_under(lock)
 
 
 def test_force_release_leaves_a_later_holder_alone(some_database, stale):
@@ -722,6 +773,18 @@ def test_without_the_app_views_are_as_ever(databases, settings):
 
     assert request_to(view, settings).status_code == 200
     assert shown() == set()
+
+
+def test_a_task_writes_under_the_lock_of_its_flight(some_database):
+    with Celery("fences", set_as_current=False) as app:
+
+        @app.task
+        @single_flight(key="{number}")
+        def bill(number):
+            write_under(current_lock())
+
+        bill(7)
+        assert written() == [Fence.objects.get().fence]
 
 
 class InTestCase(TestCase):

@@ -64,6 +64,11 @@ def hold() -> None:
         assert_type(lock.fence, int)
         held: Lock = lock
         assert_type(held.acquire(blocking=False), bool)
+        with lock.atomic(), lock.atomic(using="other"):
+            lock.guarded_set("{a}:b", 7, timeout=60)
+            lock.guarded("return 1", ["{a}:b"], [b"x", 1.5])
+        lock.atomic(savepoint=False)  # type: ignore[call-arg]
+        lock.guarded_set("{a}:b", None)  # type: ignore[arg-type]
     assert_type(current_lock(), Lock | None)
     cache_lock("a", sleep=0.1, thread_local=False)
     cache_lock("a", tiemout=5)  # type: ignore[call-arg]
@@ -74,3 +79,4 @@ def hold() -> None:
 async def ahold() -> None:
     async with cache_lock("a") as lock:
         assert_type(await lock.aextend(5), bool)
+        await lock.aguarded_set(b"{a}:b", "x")
