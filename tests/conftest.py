@@ -71,6 +71,12 @@ def own_cluster(tmp_path):
     embedded.down(server.embedded.directory)
 
 
+@pytest.fixture
+def without_fences(settings):
+    """A project without the app of fences, where locks have nothing to do with a database."""
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_cluster_lock.fences"]
+
+
 numbers = itertools.count()
 
 

@@ -30,7 +30,7 @@ def test_a_flight_is_queued_then_held_with_what_is_parked_behind_it(flights):
     until(lambda: (shown(flights).state, shown(flights).parked) == ("free", 0))
 
 
-def test_messages_behind_a_flight_that_is_gone_are_found(flights, cluster):
+def test_messages_behind_a_flight_that_is_gone_are_found(flights, cluster, without_fences):
     first = join.delay(flights.key, gated=True)
     flights.until("start")
     second = join.apply_async((flights.key,), task_id=f"second-{flights.key}")

@@ -125,7 +125,7 @@ def test_a_token_of_ones_own(cluster, prefix):
     lock.release()
 
 
-def test_freed_from_outside_wakes_the_waiter(setting, cluster, prefix):
+def test_freed_from_outside_wakes_the_waiter(setting, cluster, prefix, without_fences):
     """As reset() does there; here it takes the token, so that it hits the lease that was looked at."""
     record, lock = Record(cluster, prefix, "a"), cache_lock("a", timeout=60)
     lock.acquire()

@@ -23,8 +23,7 @@ TEMPLATES = []  # an error of the admin's checks
 
 
 @pytest.fixture(autouse=True)
-def locks_on(settings, cluster, prefix):
-    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_cluster_lock.fences"]
+def locks_on(settings, cluster, prefix, without_fences):
     settings.CLUSTER_LOCKS = {
         "default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 10},
         "other": {"LOCATION": cluster.urls, "KEY_PREFIX": f"{prefix}-other"},

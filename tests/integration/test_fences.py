@@ -39,7 +39,6 @@ from django_cluster_lock.inspection.evicting import NotFencedOff
 from tests import postgres
 from tests.records import PATIENCE, until
 
-APP = "django_cluster_lock.fences"
 NOW = timezone.now()
 
 
@@ -477,9 +476,11 @@ def test_a_lease_that_ends_inside_rolls_it_back(some_database, end, error):
     assert written() == []
 
 
-def test_it_names_the_app_that_is_missing(some_database, settings):
-    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != APP]
-    with cache_lock("a") as lock, pytest.raises(ImproperlyConfigured, match='fences" to INSTALLED_APPS'):
+def test_it_names_the_app_that_is_missing(some_database, without_fences):
+    with (
+        cache_lock("a") as lock,
+        pytest.raises(ImproperlyConfigured, match=r'add "django_cluster_lock\.fences" to INSTALLED_APPS'),
+    ):
         write_under(lock)
 
 
@@ -606,9 +607,9 @@ def test_force_release_without_the_fence_releases_in_redis_alone(some_database):
 
 
 @pytest.mark.parametrize("without", ["app", "table"])
-def test_force_release_needs_no_fences(some_database, settings, without):
+def test_force_release_needs_no_fences(some_database, request, without):
     if without == "app":
-        settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != APP]
+        request.getfixturevalue("without_fences")
     else:
         execute("DROP TABLE cluster_lock_fence")
     with cache_lock("a", raise_on_release_error=False) as lock:
@@ -679,10 +680,13 @@ def test_the_command_that_forgets_says_what_is_wrong(some_database, args, messag
     assert error.value.returncode == 2
 
 
-def test_the_command_that_forgets_needs_the_app_and_a_database(no_database, settings):
-    with pytest.raises(CommandError, match="unable to open database file"):
+def test_the_command_that_forgets_needs_a_database(no_database):
+    with pytest.raises(CommandError, match="unable to open database file") as error:
         prune_fences("--older-than", "7")
-    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != APP]
+    assert error.value.returncode == 2
+
+
+def test_the_command_that_forgets_needs_the_app(without_fences):
     with pytest.raises(CommandError, match="INSTALLED_APPS") as error:
         prune_fences("--older-than", "7")
     assert error.value.returncode == 2
@@ -763,8 +767,7 @@ def test_a_database_that_is_not_to_have_the_table_is_left_without(databases, set
     assert shown() == {("other", "a")}
 
 
-def test_without_the_app_views_are_as_ever(databases, settings):
-    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != APP]
+def test_without_the_app_views_are_as_ever(databases, settings, without_fences):
 
     @cache_lock("a")
     def view(request):

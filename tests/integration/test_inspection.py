@@ -15,11 +15,11 @@ from django_cluster_lock.connections.sync import Connections
 from django_cluster_lock.inspection import verifying
 from tests.records import Record, until
 
+pytestmark = pytest.mark.usefixtures("without_fences")
 NAMES = ["invoice:42", "{", "a}b{ c}", "per%cent", "%7B", "line\nbreak", "ünï", "x" * 500, " "]
 
 
 def use(settings, server, prefix):
-    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_cluster_lock.fences"]
     settings.CLUSTER_LOCKS = {
         "default": {"LOCATION": server.urls, "KEY_PREFIX": prefix, "TIMEOUT": 10, "OPTIONS": {"socket_timeout": 1}}
     }

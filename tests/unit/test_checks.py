@@ -407,7 +407,7 @@ class WithoutFences:
         return app_label != "cluster_lock_fences"
 
 
-def test_E026(messages, settings, monkeypatch):
+def test_E026(messages, monkeypatch):
     locks = {"default": GOOD}
     assert messages(locks) == []
     monkeypatch.setitem(connections.settings["default"], "AUTOCOMMIT", False)
@@ -421,9 +421,8 @@ def test_E026(messages, settings, monkeypatch):
     del connections["odd"]
 
 
-def test_E026_is_about_the_app_of_fences(messages, settings, monkeypatch):
+def test_E026_is_about_the_app_of_fences(messages, without_fences, monkeypatch):
     monkeypatch.setitem(connections.settings["default"], "AUTOCOMMIT", False)
-    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_cluster_lock.fences"]
     assert messages({"default": GOOD}) == []
 
 
