@@ -13,7 +13,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # even where the tests
 {first}
 import django
 from django.conf import settings
-settings.configure(CLUSTER_LOCKS=json.loads(os.environ["TEST_LOCKS"]), INSTALLED_APPS=["django_cluster_lock"])
+settings.configure(
+    CLUSTER_LOCKS=json.loads(os.environ["TEST_LOCKS"]),
+    DATABASES=json.loads(os.environ["TEST_DATABASES"]),
+    INSTALLED_APPS=["django_cluster_lock", *["django_cluster_lock.fences"] * (os.environ["TEST_DATABASES"] != "{{}}")],
+)
 django.setup()
 from django_cluster_lock import LockError, LockLost, LockNotHeld, LockUnavailable, cache_lock, current_lock
 def say(*words):
@@ -28,10 +32,15 @@ class Program:
         code: runs after the prelude, which has `say` for speaking.
         locks: its setting CLUSTER_LOCKS.
         first: runs before anything is imported.
+        databases: its setting DATABASES; with one it has the app of fences.
     """
 
-    def __init__(self, code, locks, *, first=""):
-        environment = os.environ | {"TEST_LOCKS": json.dumps(locks), "PYTHONPATH": os.pathsep.join(sys.path)}
+    def __init__(self, code, locks, *, first="", databases=None):
+        environment = os.environ | {
+            "TEST_LOCKS": json.dumps(locks),
+            "TEST_DATABASES": json.dumps(databases or {}, default=str),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", PRELUDE.format(first=first) + code],
             env=environment,

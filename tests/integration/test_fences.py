@@ -1,6 +1,7 @@
 """Fences in the database: whatever a holder believes, its transaction is refused once a later lease has written."""
 
 import json
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from django_cluster_lock.fences.models import Fence
 from django_cluster_lock.fences.sql import DAY
 from django_cluster_lock.inspection.evicting import NotFencedOff
 from tests import postgres
+from tests.programs import Program
 from tests.records import PATIENCE, until
 
 NOW = timezone.now()
@@ -237,6 +239,40 @@ def test_a_stale_holder_waits_for_a_later_one_that_writes_and_is_refused_then(da
         with pytest.raises(StaleFence):
             waiting.result(PATIENCE)
         assert written() == [new.fence]
+
+
+PAUSED = """
+from django.db import connection
+from django_cluster_lock import StaleFence
+
+def pause(execute, *args):
+    if paused:
+        say(paused.pop())
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return execute(*args)
+
+paused = ["it believes in its lease, and is about to begin"]
+with cache_lock("a", timeout=2, raise_on_release_error=False) as lock, connection.execute_wrapper(pause):
+    try:
+        with lock.atomic():
+            say("wrote")
+    except StaleFence:
+        say("stale")
+"""
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
+def test_a_process_that_sleeps_through_the_end_of_its_lease(request, kind, django_db_blocker, settings):
+    database = KINDS[kind](request)
+    with (
+        tables(database, django_db_blocker),
+        Program(PAUSED, settings.CLUSTER_LOCKS, databases={"default": database}) as holder,
+    ):
+        assert holder.hear() == "it believes in its lease, and is about to begin"
+        with cache_lock("a", blocking_timeout=PATIENCE) as new:
+            write_under(new)
+            holder.signal(signal.SIGCONT)
+            assert holder.hear() == "stale"
 
 
 def test_a_later_holder_waits_for_an_earlier_one_that_writes_and_sees_it(database, stale, executor):
