@@ -1,7 +1,8 @@
 """The setting ``CLUSTER_LOCKS``: its aliases, their defaults, and what is wrong with them.
 
 `problems` finds everything at once for the system checks, `load` raises the first error of one alias. Settings are
-read anew at each call; nothing here opens a connection or starts a server.
+read anew at each call; nothing here opens a connection or starts a server. It is long because all that can be wrong
+with a setting stands in one place, each with its hint.
 """
 
 import math

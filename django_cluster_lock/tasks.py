@@ -3,13 +3,12 @@
 import logging
 from collections import Counter
 from itertools import groupby, islice
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from celery import Task, shared_task
+from celery import shared_task
 
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.flights.decorator import single_flight
-from django_cluster_lock.flights.sweeping import sweep
 from django_cluster_lock.inspection import locks
 from django_cluster_lock.snapshots import Finding, Unread
 
@@ -52,21 +51,6 @@ def verify_locks(alias: str = DEFAULT_ALIAS, repair: bool = False) -> Verified:
         "repaired": sum(finding.repaired for finding in found.findings),
         "unread": len(found.unread),
     }
-
-
-@shared_task(bind=True, ignore_result=True)
-def sweep_flights(self: "Task[..., Any]", alias: str = DEFAULT_ALIAS) -> None:
-    """Publishes the messages that are parked behind keys which nobody holds any more.
-
-    Workers with single-flight tasks send it by themselves, each SWEEP_INTERVAL.
-
-    Args:
-        alias: the entry of CLUSTER_LOCKS to look at.
-
-    Raises:
-        LockUnavailable: no node could be asked.
-    """
-    sweep(self.app, alias)
 
 
 def _kind(finding: Finding) -> str:

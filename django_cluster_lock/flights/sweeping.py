@@ -4,11 +4,10 @@ The timer of every worker that has flights publishes a sweep each SWEEP_INTERVAL
 """
 
 import logging
-from importlib import import_module
 from typing import Any
 
-from celery import Celery
-from celery.signals import import_modules, worker_ready
+from celery import Celery, Task, shared_task
+from celery.signals import worker_ready
 
 from django_cluster_lock import conf
 from django_cluster_lock.aliases import aliases
@@ -20,7 +19,7 @@ from django_cluster_lock.lock import Lock
 from django_cluster_lock.signals import flight_recovered
 
 logger = logging.getLogger("django_cluster_lock")
-TASK = "django_cluster_lock.tasks.sweep_flights"
+TASK = "django_cluster_lock.sweep_flights"
 TURN = "django_cluster_lock:sweep of flights"  # the lock that is left to run out: whoever has it, sweeps
 
 
@@ -53,10 +52,14 @@ def sweep(app: Celery, alias: str) -> int:
     return published
 
 
-@import_modules.connect(weak=False)
-def _register(**_: Any) -> None:
-    """Workers know the task even if the project does not look for tasks in the installed apps."""
-    import_module("django_cluster_lock.tasks")
+@shared_task(bind=True, name=TASK, ignore_result=True)
+def sweep_flights(self: "Task[..., Any]", alias: str) -> None:
+    """Publishes the messages of an alias that are parked behind keys which nobody holds any more.
+
+    Raises:
+        LockUnavailable: no node could be asked.
+    """
+    sweep(self.app, alias)
 
 
 @worker_ready.connect(weak=False)
