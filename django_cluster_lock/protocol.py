@@ -345,15 +345,6 @@ def renew(grant: Grant, terms: Terms, *, deadline: float) -> Flow[Grant | None]:
     return renewed(grant, terms, reply)
 
 
-def transfer(grant: Grant, successor: bytes, terms: Terms, *, deadline: float) -> Flow[Grant | None]:
-    """Turns a lease into a new one of another token, of full length and with a new fence; None when it is lost."""
-    args = (grant.token, successor, terms.ttl, grant.keys.member, *terms.owner)
-    reply: Reply = yield Call(grant.keys, scripts.TRANSFER, args, deadline, replicas=terms.replicas)
-    if reply.status == b"lost":
-        return None
-    return granted(grant.keys, successor, terms, reply)
-
-
 def busy(keys: Keys, reply: Reply, kind: type[LockBusy] = LockBusy) -> LockBusy:
     """The error for the answer 'busy' or 'queued', with the holder that it tells."""
     owner = owner_of(reply)

@@ -39,7 +39,6 @@ def guarded(script: str) -> Script:
 ACQUIRE = _load("acquire", 2)
 RENEW = _load("renew", 1)
 RELEASE = _load("release", 1, "handing")
-TRANSFER = _load("transfer", 2)
 SWEEP = _load("sweep", 2)
 LOOK = _load("look", 1)
 

@@ -18,7 +18,6 @@ SCRIPTS = {
         scripts.ACQUIRE,
         scripts.RENEW,
         scripts.RELEASE,
-        scripts.TRANSFER,
         scripts.SWEEP,
         scripts.LOOK,
         scripts.CLAIM,

@@ -44,9 +44,6 @@ class Lock(Record):
     def release(self, token, mark=0):
         return self.ask(scripts.RELEASE, token, mark, self.keys.member, self.keys.index, self.keys.wake)
 
-    def transfer(self, token, successor, ttl=30_000, **kwargs):
-        return self.ask(scripts.TRANSFER, token, successor, ttl, self.keys.member, *OWNER, **kwargs)
-
     def sweep(self):
         return self.ask(scripts.SWEEP, self.keys.member)
 
@@ -155,10 +152,9 @@ def test_fences_grow_though_the_clock_does_not(lock):
     ahead = (lock.now() + 3_600_000) * 1000
     lock.client.hset(lock.key, "f", str(ahead))
     assert lock.acquire("A") == ["own", ahead + 1]
-    assert lock.transfer("A", "B") == ["own", ahead + 2]
     lock.acquire("C", alive=10_000)
-    assert lock.release("B") == "handed"
-    assert lock.acquire("C", alive=10_000) == ["own", ahead + 3]
+    assert lock.release("A") == "handed"
+    assert lock.acquire("C", alive=10_000) == ["own", ahead + 2]
 
 
 def test_renewed_by_its_holder_alone_and_never_shortened(lock):
@@ -178,7 +174,6 @@ def test_no_renewal_brings_a_lease_back(lock):
     lock.wait_until(int(lock.fields()["d"]))
     before = lock.fields()
     assert lock.renew("A") == ["lost"]
-    assert lock.transfer("A", "B") == ["lost"]
     assert lock.release("A") == "not owner"
     assert "t" in before
     assert "t" not in lock.fields()
@@ -286,32 +281,6 @@ def test_to_cancel_twice_ends_no_other_token(lock):
     assert lock.cancelled() == set(tokens)
 
 
-def test_not_transferred_to_an_ended_token(lock):
-    lock.acquire("A")
-    lock.release("B", mark=1)
-    before = lock.fields()
-    assert lock.transfer("A", "B") == ["lost"]
-    assert lock.fields() == before
-
-
-def test_transferred_by_its_holder_alone_into_a_new_lease(lock):
-    _, fence = lock.acquire("A", ttl=60_000)
-    before = lock.fields()
-    assert lock.transfer("B", "C") == ["lost"]
-    assert lock.fields() == before
-    status, next_fence = lock.transfer("A", "B", ttl=20_000)
-    assert status == "own"
-    assert next_fence > fence
-    assert lock.holder() == "B"
-    assert near(lock.lease_left(), 20_000)
-    assert lock.transfer("A", "B", ttl=60_000) == ["own", next_fence], "repeated, it is a renewal"
-    assert near(lock.lease_left(), 60_000)
-    assert lock.transfer("A", "B", ttl=10) == ["own", next_fence]
-    assert near(lock.lease_left(), 60_000)
-    assert lock.renew("A") == ["lost"]
-    assert lock.is_indexed()
-
-
 def test_a_sweep_keeps_what_lives(lock):
     lock.acquire("A")
     lock.client.persist(lock.key)
@@ -375,8 +344,7 @@ def test_full_memory_keeps_leases_and_frees_locks(own_server, prefix):
     assert lock.release("A") == "handed"
     assert lock.pushes("B") == 1
     assert lock.acquire("B", alive=10_000)[0] == "own"
-    assert lock.transfer("B", "D")[0] == "own"
-    assert lock.release("D", mark=1) == "handed"
+    assert lock.release("B", mark=1) == "handed"
     assert lock.release("C") == "released"
     with pytest.raises(redis.exceptions.ResponseError, match=r"maxmemory|OOM"):
         Lock(own_server, prefix, "new").acquire("A")
@@ -400,14 +368,11 @@ def test_every_answer_that_grants_is_a_write_to_wait_for(own_cluster, prefix):
     port = lock.user.connection_pool.connection_kwargs["port"]
     lock.acquire("A", ttl=120_000)
     lock.renew("A")
-    lock.transfer("A", "A")
     questions = [
         lambda on: lock.acquire("A", on=on),
         lambda on: lock.renew("A", on=on),
-        lambda on: lock.transfer("A", "B", on=on),
-        lambda on: lock.transfer("A", "B", on=on),
-        lambda on: lock.acquire("B", ttl=10, on=on),
-        lambda on: lock.renew("B", ttl=10, on=on),
+        lambda on: lock.acquire("A", ttl=10, on=on),
+        lambda on: lock.renew("A", ttl=10, on=on),
     ]
     nodes = own_cluster.embedded
     replicas = [node.pid for node in embedded.status(nodes.directory).nodes if node.primary_port]

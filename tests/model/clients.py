@@ -98,7 +98,7 @@ class Operation:
     """One flow under way.
 
     Args:
-        kind: acquire, acquire_all, release, renew or transfer.
+        kind: acquire, acquire_all, release or renew.
         then: takes the flow's result.
     """
 

@@ -70,12 +70,12 @@ class Ledger:
 
     def _lease(self, ran):
         before, after, now = ran.before, ran.after, ran.now
-        entitled = ran.name in ("release", "transfer") and ran.token == before.holder
+        entitled = ran.name == "release" and ran.token == before.holder
         if before.held(now) and not entitled:
             same = (after.holder, after.fence) == (before.holder, before.fence)
             require(same, "I1 I4", "a living lease was changed by a request of another", ran)
             require(after.deadline >= before.deadline, "I4", "a living lease was shortened", ran)
-            if ran.token != before.holder and not (ran.name == "transfer" and ran.args[1] == before.holder):
+            if ran.token != before.holder:
                 require(after.lease() == before.lease(), "I4", "a stranger changed a lease", ran)
         if ran.status in (b"lost", b"over", b"busy"):
             kept = {f: v for f, v in after.fields.items() if f not in (b"qh", b"qt") and f[:1] not in b"qw"}
@@ -94,7 +94,6 @@ class Ledger:
         longest = {
             "acquire": lambda: max(own, now + int(ran.args[1])),
             "renew": lambda: max(own, now + int(ran.args[1])),
-            "transfer": lambda: max(own, now + int(ran.args[2])),
             "release": lambda: max(own, self.queue.get(after.holder, 0)),
             "sweep": lambda: own,
         }[ran.name]()
@@ -137,16 +136,6 @@ class Ledger:
             self._owns(ran, ran.token, ran.now + int(ran.args[1]))
         else:
             require(ran.status == b"lost", "I4", "a lease that is over was renewed", ran)
-
-    def _transfer(self, ran):
-        token, successor, ttl = ran.args[:3]
-        if ran.before.held(ran.now) and ran.before.holder in (token, successor):
-            require(ran.status == b"own", "I4", "the holder could not transfer", ran)
-            if ran.before.holder == successor:
-                require(ran.answer[1] == ran.before.fence, "I2", "a repeated transfer gave another fence", ran)
-            self._owns(ran, successor, ran.now + int(ttl))
-        else:
-            require(ran.status == b"lost", "I4", "a stranger transferred a lease", ran)
 
     def _owns(self, ran, token, deadline):
         after = ran.after

@@ -126,19 +126,6 @@ class LockMachine(RuleBasedStateMachine):
         flow = protocol.release(handle.grant, deadline=deadline, valid_until=valid_until)
         self._start("release", handle.clock, flow, then)
 
-    @a_handle
-    @rule(pick=some, timeout=timeouts)
-    def transfer(self, pick, timeout):
-        handle = self._given_up(pick)
-        terms = handle.terms.lasting(timeout)
-
-        def then(grant):
-            if grant:
-                self._got(handle.clock, terms, grant)
-
-        flow = protocol.transfer(handle.grant, self._token(), terms, deadline=handle.clock() + 2)
-        self._start("transfer", handle.clock, flow, then)
-
     # The network and the servers do something to requests
 
     @an_operation

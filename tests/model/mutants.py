@@ -67,13 +67,6 @@ SCRIPT_MUTANTS = [
     ScriptMutant("fences only count", EVERY, "math.max(number(previous) + 1, micros)", "number(previous) + 1", "I3"),
     ScriptMutant("fences only tell the time", EVERY, "math.max(number(previous) + 1, micros)", "micros", "I3"),
     ScriptMutant(
-        "a transfer keeps the fence",
-        ("transfer",),
-        "fence, deadline = text(next_fence(fence)), now + ttl",
-        "deadline = now + ttl",
-        "I3",
-    ),
-    ScriptMutant(
         "a record dies with its holder", EVERY, "math.max(deadline, alive, now)", "math.max(deadline, now)", "I5"
     ),
     ScriptMutant(

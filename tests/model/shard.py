@@ -38,7 +38,7 @@ end
 return {script(), writes, pushed}
 """
 
-ALL_SCRIPTS = (scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE, scripts.TRANSFER, scripts.SWEEP)
+ALL_SCRIPTS = (scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE, scripts.SWEEP)
 
 
 @lru_cache(maxsize=64)

@@ -37,8 +37,6 @@ HAPPENED = {
     ("release", b"not owner"),
     ("renew", b"ok"),
     ("renew", b"lost"),
-    ("transfer", b"own"),
-    ("transfer", b"lost"),
     ("sweep", b"kept"),
     ("sweep", b"removed"),
     "granted",

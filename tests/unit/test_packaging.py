@@ -13,7 +13,7 @@ import django_cluster_lock
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = importlib.resources.files("django_cluster_lock")
-SCRIPTS = ["acquire", "guard", "release", "renew", "sweep", "transfer"]
+SCRIPTS = ["acquire", "guard", "release", "renew", "sweep", "start", "land", "outbox"]
 
 
 def pyproject():

@@ -295,13 +295,6 @@ def test_not_renewed():
     assert type(Played(protocol.renew(GRANT, TERMS, deadline=2.0), too_few).error) is LockNotReplicated
 
 
-def test_transferred():
-    played = Played(protocol.transfer(GRANT, b"S", TERMS, deadline=2.0), own(fence=8, sent=5.0, now=5.1))
-    assert played.steps[0].args[:3] == (b"T", b"S", b"10001")
-    assert (played.result.token, played.result.fence, played.result.valid_until) == (b"S", 8, 14.0)
-    assert Played(protocol.transfer(GRANT, b"S", TERMS, deadline=2.0), said(b"lost")).result is None
-
-
 @pytest.mark.parametrize(
     "flow",
     [
