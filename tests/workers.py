@@ -17,9 +17,15 @@ from tests.servers import KINDS, PREFIX_STEM
 
 
 class Worker:
-    """A worker in a process of its own."""
+    """A worker in a process of its own.
 
-    def __init__(self, setup, pool, name, concurrency=3):
+    Args:
+        name: of the worker, and of its queue.
+        conf: Celery's, beside what all have.
+    """
+
+    def __init__(self, setup, pool, name, concurrency=3, *, conf=None, locks=None):
+        setup = setup | {"conf": setup.get("conf", {}) | (conf or {}), "locks": locks or setup["locks"]}
         self.log = Path(f"{setup['log']}.{name}.worker")
         command = [sys.executable, "-m", "celery", "-A", "tests.celery.workload", "worker"]
         options = [f"--pool={pool}", f"--concurrency={concurrency}", f"--queues={name}", f"--hostname={name}@%h"]
@@ -40,6 +46,11 @@ class Worker:
             )
         until(lambda: self.process.poll() is not None or "ready." in self.log.read_text(), within=40)
         assert self.process.poll() is None, self.log.read_text()
+
+    def kill(self):
+        """Ends it and its children at once, as if its host were gone."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

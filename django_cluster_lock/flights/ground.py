@@ -151,6 +151,7 @@ class Ground:
         message = Message.loads(parked[0].message)
         ticket = message.ticket._replace(again=True)
         if parked[0].entry.decode() != kept:
+            after = after if self.mode == "join" else ""  # all else wants a run of its own
             ticket = ticket._replace(flight_of=None, after=after)  # it flies itself now
         message.publish(self.app, ticket)
         self.alias.run(outbox.confirm(self.outbox, parked, deadline=0.0 if once else self._deadline(), once=once))

@@ -12,7 +12,7 @@
 local token, claim_ttl, lease_ttl, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wakes, mode, entry, random = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local by_claim, ended, settles, kept = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1', ARGV[12]
-local field = read('t', 'f', 'd', 'a', 'qh', 'k')
+local field = read('t', 'f', 'd', 'a', 'qh', 'k', 'g')
 local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 
 expire(deadline, newest)  -- first, since full memory allows it: a flight must be able to end
@@ -43,8 +43,8 @@ if kept ~= '' and redis.call('EXISTS', KEYS[7]) == 0 then
 end
 
 if settles and (mode == 'join' or mode == 'rerun') then
-  -- One that was parked after the start of a run wants another; joiners take what there is.
-  local upto = mode == 'join' and '+inf' or '(' .. fence
+  -- One that was parked after the claim of a run wants another; joiners take what there is.
+  local upto = mode == 'join' and '+inf' or '(' .. (field[7] or fence)
   local found = redis.call('ZRANGEBYSCORE', order, '-inf', upto, 'LIMIT', 0, PAGE)
   if #found > 0 then
     deadline = math.max(deadline, now + lease_ttl)
@@ -61,7 +61,7 @@ end
 local handed = hand_over(random, mode, fence, newest, claim_ttl, member)
 if handed then return handed end
 
-redis.call('HDEL', record, 't', 'd', 'h', 'p', 'r', 'k', 's')
+redis.call('HDEL', record, 't', 'd', 'h', 'p', 'r', 'k', 's', 'g')
 local next, alive, more = hand_on(queue, fence)
 expire(alive, newest)
 if next then

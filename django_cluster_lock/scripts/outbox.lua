@@ -8,7 +8,8 @@
 --
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the
--- sequences of the entries that were parked before it.
+-- sequences of the entries that were parked before it. Where only the latest counts, the record's g is the fence that
+-- the flight's claim had: what was parked after that wants another run.
 
 local order, messages, outboxes = KEYS[3], KEYS[4], KEYS[5]
 local OUTBOX_LIFE = 2592000000  -- ms, a month: parked messages must outlive what keeps them from being published
@@ -79,6 +80,7 @@ local function hand_over(random, mode, fence, newest, ttl, member)
   local entry = redis.call(mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE', order, 0, 0)[1]
   if not entry then return end
   keep_for(entry, random, fence, newest, ttl, member)
+  if mode == 'rerun' then redis.call('HSET', record, 'g', redis.call('HGET', record, 'f')) end
   redis.call('HSET', messages, 'next', entry)
   return {'next', told(entry)}
 end

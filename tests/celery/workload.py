@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 import uuid
@@ -9,15 +10,21 @@ from pathlib import Path
 
 import django
 from celery import Celery, Task, shared_task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import task_prerun
 from django.dispatch import receiver
 
 import django_cluster_lock.tasks  # noqa: F401 - as `autodiscover_tasks` does
 from django_cluster_lock import current_lock, signals, single_flight
+from django_cluster_lock.flights.messages import Message
 
 app = Celery("flight-tests")
 setup = {}
+PATIENCE = 20  # seconds in which a test is over
+
+
+class Refused(Exception):
+    pass
 
 
 def configure(values):
@@ -33,6 +40,7 @@ def configure(values):
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=4,
     )
+    app.conf.update(values.get("conf", {}))
 
 
 def note(what, key, **details):
@@ -46,13 +54,35 @@ def gate(key):
     return Path(f"{setup['log']}.{key}")
 
 
+def wait_for(key):
+    while not gate(key).exists():
+        time.sleep(0.005)
+
+
+def doom(key, moment, victim="child"):
+    """Has the child, or its whole worker, killed by SIGKILL when it first comes to a moment of that key's flight."""
+    Path(f"{setup['log']}.{key}.{moment}").write_text(victim)
+
+
+def meet(key, moment):
+    """Dies here, if that was asked for."""
+    told = Path(f"{setup['log']}.{key}.{moment}")
+    if told.exists():
+        victim = told.read_text()
+        told.unlink()
+        note("killed", key, moment=moment)
+        if victim == "worker":
+            os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def work(task, key, how="succeed", gated=False, **details):
     """What every task does: it waits for its gate if it has one, and ends as it is told."""
     request = task.request
     note("start", key, id=request.id, retries=request.retries, thread=threading.current_thread().name, **details)
     try:
-        while gated and not gate(key).exists():
-            time.sleep(0.005)
+        if gated:
+            wait_for(key)
         return ENDS[how](task, key)
     finally:
         note("end", key, id=request.id)
@@ -64,6 +94,35 @@ def succeed(task, key):
 
 def fail(task, key):
     raise LookupError(key, uuid.uuid4().hex)
+
+
+def refuse(task, key):
+    """Fails with what is long, and no part of Python."""
+    raise Refused(key, "é" * 10_000)
+
+
+def long(task, key):
+    return f"{key} {uuid.uuid4().hex * 1000}"
+
+
+def last_value(task, key):
+    return task.request.kwargs["value"]
+
+
+def leave(task, key):
+    raise SystemExit(1)
+
+
+def vanish(task, key):
+    """Ends the process as the kernel does where memory is short: nothing is unwound."""
+    os._exit(137)
+
+
+def stop_softly(task, key):
+    try:
+        time.sleep(PATIENCE)
+    except SoftTimeLimitExceeded:
+        return f"{key} in time"
 
 
 def ignore(task, key):
@@ -84,6 +143,16 @@ def again(task, key, **options):
     if task.request.retries:
         return succeed(task, key)
     raise task.retry(**options)
+
+
+def retry_and_go_on(task, key):
+    """Asks for a retry, which arrives while this still runs."""
+    if task.request.retries:
+        return succeed(task, key)
+    task.retry(countdown=0, throw=False)
+    note("retried", key)
+    wait_for(f"{key}-retried")
+    raise Ignore
 
 
 def retry(task, key):
@@ -138,7 +207,7 @@ ENDS = {
     end.__name__: end
     for end in (
         succeed, fail, ignore, reject, requeue, replace, retry, retry_later, retry_with_another_key,
-        lose, lose_and_query, fence, message,
+        lose, lose_and_query, fence, message, refuse, long, last_value, leave, vanish, stop_softly, retry_and_go_on,
     )
 }  # fmt: skip
 
@@ -201,6 +270,39 @@ def carefree(self, key, how="succeed", gated=False):
 @single_flight(key="{key}")
 def autoretry(self, key):
     return work(self, key, "succeed" if self.request.retries else "fail")
+
+
+@app.task(bind=True, name="silent", ignore_result=True)
+@single_flight(key="{key}", on_duplicate="wait")
+def silent(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
+def task_of(scope, on_duplicate):
+    @app.task(bind=True, name=f"{scope}-{on_duplicate}")
+    @single_flight(key="{key}", scope=scope, on_duplicate=on_duplicate)
+    def task(self, key, how="succeed", gated=False, value=None):
+        return work(self, key, how, gated, value=value)
+
+    return task
+
+
+def late_of(on_duplicate, **options):
+    @app.task(bind=True, name=f"late-{on_duplicate}-{'-'.join(options)}", acks_late=True, **options)
+    @single_flight(key="{key}", on_duplicate=on_duplicate)
+    def task(self, key, how="succeed", gated=False, value=None):
+        return work(self, key, how, gated, value=value)
+
+    return task
+
+
+TASKS = {
+    (scope, on_duplicate): task_of(scope, on_duplicate)
+    for scope in ("flight", "queued", "running")
+    for on_duplicate in ("join", "skip", "raise", "rerun", "wait")
+    if scope != "queued" or on_duplicate in ("join", "skip", "raise")
+}
+LATE = {on_duplicate: late_of(on_duplicate, reject_on_worker_lost=True) for on_duplicate in ("join", "rerun", "wait")}
 
 
 class Hooked(Task):
@@ -275,6 +377,17 @@ def key_of(name):
 @receiver(signals.flight_parked)
 def parked(name, task_id, **_):
     note("parked", key_of(name), id=task_id)
+    meet(key_of(name), "parked")
+
+
+@receiver(signals.flight_ended)
+def ended(name, task_id, **_):
+    meet(key_of(name), "ended")
+
+
+@receiver(signals.flight_settled)
+def settled(name, task_id, **_):
+    note("settled", key_of(name), id=task_id)
 
 
 @receiver(signals.flight_recovered)
@@ -282,6 +395,19 @@ def recovered(name, task_id, status, **_):
     note("recovered", key_of(name), id=task_id, status=status)
 
 
+def meet_around_publication():
+    """Parked messages are published by `Message.publish`: a worker may die before and after."""
+    publish = Message.publish
+
+    def wrapped(self, *args, **options):
+        meet(key_of(self.ticket.name), "publishing")
+        publish(self, *args, **options)
+        meet(key_of(self.ticket.name), "published")
+
+    Message.publish = wrapped
+
+
 if "FLIGHT_TESTS" in os.environ:
+    meet_around_publication()
     configure(json.loads(os.environ["FLIGHT_TESTS"]))
     django.setup()
