@@ -20,15 +20,20 @@ class Worker:
     """A worker in a process of its own.
 
     Args:
-        name: of the worker, and of its queue.
+        name: of the worker, and of its queue if no other is given.
         conf: Celery's, beside what all have.
     """
 
-    def __init__(self, setup, pool, name, concurrency=3, *, conf=None, locks=None):
+    def __init__(self, setup, pool, name, concurrency=3, *, queue=None, conf=None, locks=None):
         setup = setup | {"conf": setup.get("conf", {}) | (conf or {}), "locks": locks or setup["locks"]}
         self.log = Path(f"{setup['log']}.{name}.worker")
         command = [sys.executable, "-m", "celery", "-A", "tests.celery.workload", "worker"]
-        options = [f"--pool={pool}", f"--concurrency={concurrency}", f"--queues={name}", f"--hostname={name}@%h"]
+        options = [
+            f"--pool={pool}",
+            f"--concurrency={concurrency}",
+            f"--queues={queue or name}",
+            f"--hostname={name}@%h",
+        ]
         quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=info"]
         environment = os.environ | {
             "FLIGHT_TESTS": json.dumps(setup),
@@ -44,8 +49,12 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def ready(self):
+        """Itself, once it takes messages."""
         until(lambda: self.process.poll() is not None or "ready." in self.log.read_text(), within=40)
         assert self.process.poll() is None, self.log.read_text()
+        return self
 
     def kill(self):
         """Ends it and its children at once, as if its host were gone."""
@@ -89,7 +98,7 @@ def setup(start_server, tmp_path_factory):
 @pytest.fixture(scope="session")
 def prefork(setup):
     """The worker that most tests share."""
-    worker = Worker(setup, "prefork", "celery")
+    worker = Worker(setup, "prefork", "celery").ready()
     yield worker
     worker.stop()
 

@@ -104,7 +104,8 @@ class Ground:
         Raises:
             LockUnavailable: Redis could not be told.
         """
-        claim = new_token(), self._terms("", delay)
+        # Its own token makes that of the claim which follows: so who repeats this for it can finish what it began.
+        claim = landing.token or new_token(), self._terms("", delay)
         lease_ttl = self.alias.terms(self.alias.settings.timeout).ttl
         published: list[Parked] = []
         while True:
@@ -151,7 +152,8 @@ class Ground:
         message = Message.loads(parked[0].message)
         ticket = message.ticket._replace(again=True)
         if parked[0].entry.decode() != kept:
-            after = after if self.mode == "join" else ""  # all else wants a run of its own
+            # All else wants a run of its own.
+            after = (after or ticket.flight_of or "") if self.mode == "join" else ""
             ticket = ticket._replace(flight_of=None, after=after)  # it flies itself now
         message.publish(self.app, ticket)
         self.alias.run(outbox.confirm(self.outbox, parked, deadline=0.0 if once else self._deadline(), once=once))

@@ -86,7 +86,8 @@ def _work(pause: float) -> None:
         except Exception as error:
             _log(due, error)
         else:
-            if due.landing.token and status != "lost":
+            done_before = status == "kept" and not due.landing.kept
+            if due.landing.token and status != "lost" and not done_before:
                 name, task_id = due.ground.name, due.landing.entry.rpartition(":")[0]
                 logger.info("flight.recovered", extra={"lock": name, "task_id": task_id, "status": status})
                 flight_recovered.send_robust(due.task, name=name, task_id=task_id, status=status)

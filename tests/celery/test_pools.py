@@ -10,7 +10,7 @@ PATIENCE = 20
 
 @pytest.fixture(params=["threads", "solo", "gevent"])
 def pool(request, setup):
-    worker = Worker(setup, request.param, request.param)
+    worker = Worker(setup, request.param, request.param).ready()
     yield request.param
     worker.stop()
 

@@ -303,6 +303,7 @@ TASKS = {
     if scope != "queued" or on_duplicate in ("join", "skip", "raise")
 }
 LATE = {on_duplicate: late_of(on_duplicate, reject_on_worker_lost=True) for on_duplicate in ("join", "rerun", "wait")}
+RETRIED = late_of("join", retry_on_worker_lost=True, max_retries=2, default_retry_delay=0)
 
 
 class Hooked(Task):

@@ -48,7 +48,7 @@ PATIENCE = 20
 @pytest.fixture(params=["prefork"])
 def another(request, setup, flights):
     """A worker of the test's own, for one task at a time, on a queue named as the test's key."""
-    worker = Worker(setup, request.param, flights.key, concurrency=1)
+    worker = Worker(setup, request.param, flights.key, concurrency=1).ready()
     yield worker
     worker.stop()
 
@@ -65,7 +65,7 @@ def test_a_worker_that_is_killed_leaves_no_key_behind(flights, another):
 def test_a_worker_that_starts_leaves_others_keys_alone(flights, prefork, setup):
     running = join.delay(flights.key, gated=True)
     flights.until("start")
-    Worker(setup, "solo", flights.key, concurrency=1).stop()
+    Worker(setup, "solo", flights.key, concurrency=1).ready().stop()
     assert join.delay(flights.key).id == running.id
     flights.open()
     running.get(PATIENCE)

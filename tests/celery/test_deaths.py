@@ -1,0 +1,253 @@
+"""Children and whole workers that die: the key comes free, what is parked goes on, and nothing runs twice at once."""
+
+import os
+import signal
+
+import celery
+import pytest
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import TaskRevokedError
+
+from tests.celery.workload import LATE, PATIENCE, RETRIED, app, doom, join, late
+from tests.records import until
+from tests.workers import Worker
+
+pytestmark = pytest.mark.usefixtures("prefork")
+
+
+def kill(flights):
+    os.kill(flights.until("start")["pid"], signal.SIGKILL)
+
+
+def nothing(flights):
+    """The body does it."""
+
+
+DEATHS = {"killed": ("succeed", kill), "gone": ("vanish", nothing), "exited": ("leave", nothing)}
+
+
+@pytest.fixture(params=DEATHS.values(), ids=list(DEATHS))
+def death(request):
+    """How a child comes to die: what the body does, and what the test does to it."""
+    return request.param
+
+
+def awaited(task, flights, *args, **kwargs):
+    """A duplicate that a worker has parked."""
+    count = len(flights.events("parked"))
+    result = task.apply_async((flights.key, *args), kwargs, task_id=f"{count}-{flights.key}")
+    flights.until("parked", count + 1)
+    return result
+
+
+def assert_one_after_another(flights):
+    """No run began before the one before it ended."""
+    runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
+    assert runs == ["start", "end"] * (len(runs) // 2)
+
+
+@pytest.mark.parametrize("task", [join, late], ids=["early", "late"])
+def test_the_first_that_is_parked_takes_over_from_a_dead_child(flights, task, death):
+    how, strike = death
+    first = task.delay(flights.key, how, gated=True)
+    flights.until("start")
+    second, third = (awaited(task, flights) for _ in range(2))
+    if strike is nothing:
+        flights.open()
+    strike(flights)
+    flights.open()
+    value = second.get(PATIENCE)
+    assert value == third.get(PATIENCE)
+    assert value.startswith(flights.key)
+    assert [event["id"] for event in flights.events("start")] == [first.id, second.id]
+    flights.until_free(task)
+
+
+@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
+def test_a_message_that_comes_again_goes_before_what_is_parked(flights, on_duplicate):
+    task = LATE[on_duplicate]
+    first = task.delay(flights.key, "last_value", gated=True, value=1)
+    flights.until("start")
+    second = awaited(task, flights, "last_value", value=2)
+    kill(flights)
+    flights.until("start", 2)
+    flights.open()
+    assert first.get(PATIENCE) == 1
+    assert second.get(PATIENCE) == (1 if on_duplicate == "join" else 2)
+    flights.until_free(task)
+    starts = [event["id"] for event in flights.events("start")]
+    assert starts == [first.id, first.id] + ([] if on_duplicate == "join" else [second.id])
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="retry_on_worker_lost came with Celery 5.7")
+def test_a_retry_that_the_parent_sends_for_a_lost_child(flights):
+    first = RETRIED.delay(flights.key, gated=True)
+    flights.until("start")
+    second = awaited(RETRIED, flights)
+    kill(flights)
+    flights.open()
+    assert second.get(PATIENCE).startswith(flights.key)
+    assert first.get(PATIENCE).startswith(flights.key)
+    flights.until_free(RETRIED)
+    assert first.id in [event["id"] for event in flights.events("start") if event["retries"] == 1]
+
+
+def test_a_duplicate_that_calls_after_a_death_flies(flights):
+    join.delay(flights.key, gated=True)
+    kill(flights)
+    flights.until("recovered")
+    flights.open()
+    assert join.delay(flights.key).get(PATIENCE)
+
+
+@pytest.mark.parametrize("sign", ["SIGTERM", "SIGKILL"])
+def test_the_first_that_is_parked_takes_over_from_one_that_is_terminated(flights, sign):
+    first = join.delay(flights.key, gated=True)
+    flights.until("start")
+    second = awaited(join, flights)
+    app.control.revoke(first.id, terminate=True, signal=sign)
+    flights.until("start", 2)
+    flights.open()
+    assert second.get(PATIENCE).startswith(flights.key)
+    with pytest.raises((TaskRevokedError, WorkerLostError)):
+        first.get(PATIENCE)
+    flights.until_free(join)
+
+
+def test_the_first_that_is_parked_takes_over_at_a_hard_time_limit(flights):
+    first = join.apply_async((flights.key,), {"gated": True}, time_limit=1)
+    flights.until("start")
+    second = awaited(join, flights)
+    with pytest.raises(TimeLimitExceeded):
+        first.get(PATIENCE)
+    flights.until("start", 2)
+    flights.open()
+    assert second.get(PATIENCE).startswith(flights.key)
+    flights.until_free(join)
+
+
+@pytest.mark.parametrize("task", [join, LATE["join"]], ids=["early", "late"])
+def test_a_child_that_dies_as_it_parks(flights, task):
+    first = task.delay(flights.key, gated=True)
+    flights.until("start")
+    doom(flights.key, "parked")
+    second = task.apply_async((flights.key,), task_id=f"second-{flights.key}")
+    flights.until("killed")
+    if task is not join:
+        flights.until("parked", 2)  # it came again
+    flights.open()
+    value = first.get(PATIENCE)
+    if task is join:
+        until(lambda: second.ready())
+    else:
+        assert second.get(PATIENCE) == value
+    flights.until_free(task)
+    assert len(flights.events("start")) == 1
+
+
+@pytest.mark.parametrize("moment", ["ended", "publishing", "published"])
+@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
+def test_a_child_that_dies_as_its_flight_ends(flights, on_duplicate, moment):
+    results = park(flights, on_duplicate, moment, "child", "celery")
+    assert_followed(flights, on_duplicate, results)
+
+
+def park(flights, on_duplicate, moment, victim, queue):
+    """A run that will die as it ends, with two behind it."""
+    task = LATE[on_duplicate]
+    first = task.apply_async((flights.key, "last_value"), {"gated": True, "value": 1}, queue=queue)
+    flights.until("start")
+    behind = []
+    for value in (2, 3):
+        options = {"task_id": f"{value}-{flights.key}"} if on_duplicate == "join" else {}
+        behind.append(task.apply_async((flights.key, "last_value"), {"value": value}, queue=queue, **options))
+        if options:
+            flights.until("parked", value - 1)
+    doom(flights.key, moment, victim)
+    flights.open()
+    flights.until("killed")
+    return [first, *behind]
+
+
+def assert_followed(flights, on_duplicate, results):
+    """Those behind it were answered, each by as many runs as it is to have, whatever became of the first."""
+    task = LATE[on_duplicate]
+    answers = [result.get(PATIENCE) for result in results[1:]]
+    values = [event["value"] for event in flights.events("start")][1:]
+    if on_duplicate == "join":
+        assert answers == [1, 1]
+        assert set(values) <= {1}
+    elif on_duplicate == "rerun":
+        assert results[1].id == results[2].id
+        assert answers == [3, 3]
+        assert [value for value in values if value != 1] == [3]
+    else:
+        assert answers == [2, 3]
+        assert [value for value in values if value != 1] == [2, 3]
+    flights.until_free(task)
+    assert_one_after_another(flights)
+
+
+class Hosts:
+    """Two workers on one queue, so that there is another one if a test kills one of them."""
+
+    queue = "hosts"
+
+    def __init__(self, setup):
+        self.locks = setup["locks"] | {"default": setup["locks"]["default"] | {"SWEEP_INTERVAL": 0.5}}
+        self.setup, self.count, self.workers = setup, 0, []
+
+    def both(self):
+        """Starts what is missing, and waits for it."""
+        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
+        while len(self.workers) < 2:
+            self.count += 1
+            name = f"host-{self.count}"
+            self.workers.append(Worker(self.setup, "prefork", name, queue=self.queue, locks=self.locks))
+        for worker in self.workers:
+            worker.ready()
+        return self.workers
+
+
+@pytest.fixture(scope="module")
+def all_hosts(setup):
+    hosts = Hosts(setup)
+    yield hosts
+    for worker in hosts.workers:
+        worker.stop()
+
+
+@pytest.fixture
+def hosts(all_hosts):
+    all_hosts.both()
+    return all_hosts
+
+
+@pytest.mark.parametrize("moment", ["ended", "publishing", "published"])
+@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
+def test_a_worker_that_dies_as_a_flight_ends(flights, hosts, on_duplicate, moment):
+    results = park(flights, on_duplicate, moment, "worker", hosts.queue)
+    assert_followed(flights, on_duplicate, results)
+
+
+def test_what_is_parked_behind_a_dead_worker_is_found(flights, hosts):
+    keys = {on_duplicate: f"{flights.key}-{on_duplicate}" for on_duplicate in LATE}
+    starts, behind = [], {}
+    for on_duplicate, key in keys.items():
+        arguments = {"args": (key, "last_value"), "queue": hosts.queue}
+        LATE[on_duplicate].apply_async(kwargs={"gated": True, "value": 1}, **arguments)
+        starts.append(flights.until("start", key=key))
+        behind[on_duplicate] = [
+            LATE[on_duplicate].apply_async(kwargs={"value": value}, task_id=f"{value}-{key}", **arguments)
+            for value in (2, 3)
+        ]
+        flights.until("parked", 2, key)
+    for worker in hosts.workers:
+        worker.kill()
+    for key in keys.values():
+        flights.open(key)
+    hosts.both()
+    answers = {name: [result.get(PATIENCE) for result in results] for name, results in behind.items()}
+    assert sorted(answers["wait"]) == [2, 3]
+    assert len(set(answers["join"])) == len(set(answers["rerun"])) == 1
+    assert {answers["join"][0], answers["rerun"][0]} <= {2, 3}
