@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from django_cluster_lock import names
 from tests.celery import workload
 from tests.records import Record, until
 from tests.servers import KINDS, PREFIX_STEM
@@ -121,6 +122,12 @@ class Flights:
         """Waits for so many events, and gives the last one."""
         return until(lambda: (found := self.events(what, key)) and len(found) >= count and found)[-1]
 
+    def outbox(self, task, key=None):
+        """The keys in Redis for what is parked."""
+        keys = self.record(task, key).keys
+        outbox = names.outbox_keys(self.setup["prefix"], keys)
+        return outbox.order, outbox.messages
+
     def open(self, key=None):
         workload.gate(key or self.key).touch()
 
@@ -138,3 +145,51 @@ class Flights:
 def flights(settings, setup, cluster):
     settings.CLUSTER_LOCKS = setup["locks"]
     return Flights(setup, cluster)
+
+
+class Hosts:
+    """Two workers on one queue, so that there is another one if a test kills one of them."""
+
+    queue = "hosts"
+
+    def __init__(self, setup):
+        self.locks = setup["locks"] | {"default": setup["locks"]["default"] | {"SWEEP_INTERVAL": 0.5}}
+        self.setup, self.count, self.workers = setup, 0, []
+
+    def both(self):
+        """Starts what is missing, and waits for it."""
+        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
+        while len(self.workers) < 2:
+            self.count += 1
+            name = f"host-{self.count}"
+            self.workers.append(Worker(self.setup, "prefork", name, queue=self.queue, locks=self.locks))
+        for worker in self.workers:
+            worker.ready()
+        return self.workers
+
+    def of(self, event):
+        """The worker whose child an event is of."""
+        parent = int(Path(f"/proc/{event['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+        return next(worker for worker in self.workers if worker.process.pid == parent)
+
+
+@pytest.fixture(scope="session")
+def all_hosts(setup):
+    hosts = Hosts(setup)
+    yield hosts
+    for worker in hosts.workers:
+        worker.stop()
+
+
+@pytest.fixture
+def hosts(all_hosts):
+    all_hosts.both()
+    return all_hosts
+
+
+def redeliver():
+    """Delivers again what workers have not acknowledged, as the broker does once the visibility timeout is over."""
+    with workload.app.connection_for_write() as connection:
+        channel = connection.default_channel
+        channel.visibility_timeout = -1
+        channel.qos.restore_visible(num=100, interval=1)

@@ -35,7 +35,7 @@ end
 
 if kept ~= '' and redis.call('EXISTS', KEYS[7]) == 0 then
   keep_for(kept, random, fence, newest, claim_ttl, member)
-  if redis.call('ZSCORE', order, kept) and kept ~= entry then
+  if redis.call('ZSCORE', order, kept) then
     redis.call('HSET', messages, 'next', kept)
     return {'next', told(kept)}
   end

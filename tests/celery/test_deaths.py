@@ -10,7 +10,6 @@ from celery.exceptions import TaskRevokedError
 
 from tests.celery.workload import LATE, PATIENCE, RETRIED, app, doom, join, late
 from tests.records import until
-from tests.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("prefork")
 
@@ -89,7 +88,6 @@ def test_a_retry_that_the_parent_sends_for_a_lost_child(flights):
     assert second.get(PATIENCE).startswith(flights.key)
     assert first.get(PATIENCE).startswith(flights.key)
     flights.until_free(RETRIED)
-    assert first.id in [event["id"] for event in flights.events("start") if event["retries"] == 1]
 
 
 def test_a_duplicate_that_calls_after_a_death_flies(flights):
@@ -186,41 +184,6 @@ def assert_followed(flights, on_duplicate, results):
         assert [value for value in values if value != 1] == [2, 3]
     flights.until_free(task)
     assert_one_after_another(flights)
-
-
-class Hosts:
-    """Two workers on one queue, so that there is another one if a test kills one of them."""
-
-    queue = "hosts"
-
-    def __init__(self, setup):
-        self.locks = setup["locks"] | {"default": setup["locks"]["default"] | {"SWEEP_INTERVAL": 0.5}}
-        self.setup, self.count, self.workers = setup, 0, []
-
-    def both(self):
-        """Starts what is missing, and waits for it."""
-        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
-        while len(self.workers) < 2:
-            self.count += 1
-            name = f"host-{self.count}"
-            self.workers.append(Worker(self.setup, "prefork", name, queue=self.queue, locks=self.locks))
-        for worker in self.workers:
-            worker.ready()
-        return self.workers
-
-
-@pytest.fixture(scope="module")
-def all_hosts(setup):
-    hosts = Hosts(setup)
-    yield hosts
-    for worker in hosts.workers:
-        worker.stop()
-
-
-@pytest.fixture
-def hosts(all_hosts):
-    all_hosts.both()
-    return all_hosts
 
 
 @pytest.mark.parametrize("moment", ["ended", "publishing", "published"])

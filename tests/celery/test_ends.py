@@ -9,7 +9,22 @@ from celery.exceptions import TaskRevokedError
 from kombu.exceptions import EncodeError
 
 from django_cluster_lock import LockLost, LockUnavailable
-from tests.celery.workload import app, autoretry, brief, carefree, cut_off, hooked, join, late, requeued, tell
+from django_cluster_lock.flights.results import LONGEST_CARRIED
+from tests.celery.workload import (
+    Refused,
+    app,
+    autoretry,
+    brief,
+    carefree,
+    cut_off,
+    follow,
+    hooked,
+    join,
+    late,
+    requeued,
+    silent,
+    tell,
+)
 from tests.records import until
 
 pytestmark = pytest.mark.usefixtures("prefork")
@@ -230,3 +245,153 @@ def test_nobody_elses_lease_is_freed(flights):
     assert result.get(PATIENCE)
     join.delay(f"{flights.key}-next").get(PATIENCE)
     assert record.fields()["t"] == "somebody-else"
+
+
+def test_a_soft_time_limit_that_the_task_obeys_is_a_success(flights):
+    result = join.apply_async((flights.key, "stop_softly"), soft_time_limit=1)
+    assert result.get(PATIENCE) == f"{flights.key} in time"
+    flights.until_free(join, within=1)
+
+
+def test_a_retry_that_arrives_while_its_task_goes_on_waits_for_the_end(flights):
+    result = join.delay(flights.key, "retry_and_go_on")
+    flights.until("retried")
+    flights.until("parked")
+    assert len(flights.events("start")) == 1
+    flights.open(f"{flights.key}-retried")
+    until(lambda: result.state == "SUCCESS")
+    flights.until_free(join)
+    assert [event["what"] for event in flights.all() if event["what"] in ("start", "end")] == ["start", "end"] * 2
+
+
+def test_a_task_id_that_is_used_again_runs_again(flights):
+    values = []
+    for _ in range(2):
+        values.append(join.apply_async((flights.key,), task_id=f"mine-{flights.key}").get(PATIENCE))
+        flights.until_free(join)
+        app.AsyncResult(f"mine-{flights.key}").forget()
+    assert values[0] != values[1]
+    assert len(flights.events("start")) == 2
+
+
+def test_our_results_revoke_frees_the_key_at_once(flights):
+    result = join.apply_async((flights.key,), countdown=1)
+    joined = join.delay(flights.key)
+    assert joined.id == result.id
+    joined.revoke()
+    assert flights.free(join)
+    assert join.delay(flights.key).get(PATIENCE).startswith(flights.key)
+    with pytest.raises(TaskRevokedError):
+        result.get(PATIENCE)
+    flights.until_free(join)
+
+
+def test_our_results_revoke_leaves_a_run_its_key(flights):
+    result = join.delay(flights.key, gated=True)
+    flights.until("start")
+    token = flights.record(join).holder()
+    result.revoke()
+    assert flights.record(join).holder() == token
+    flights.open()
+    assert result.get(PATIENCE).startswith(flights.key)
+
+
+@pytest.mark.parametrize("how", ["revoke", "our revoke", "expire"])
+def test_what_is_parked_takes_over_from_a_flight_that_never_starts(flights, how):
+    options = {"countdown": 1, "expires": 0.5} if how == "expire" else {"countdown": 1}
+    first = join.apply_async((flights.key,), **options)
+    second = join.apply_async((flights.key,), task_id=f"second-{flights.key}")
+    flights.until("parked")
+    if how == "revoke":
+        app.control.revoke(first.id)
+    elif how == "our revoke":
+        first.revoke()
+    assert second.get(PATIENCE).startswith(flights.key)
+    with pytest.raises(TaskRevokedError):
+        first.get(PATIENCE)
+    flights.until_free(join)
+    assert [event["id"] for event in flights.events("start")] == [second.id]
+
+
+def test_a_purged_flight_holds_its_key_until_the_queue_timeout(flights):
+    first = brief.apply_async((flights.key,), queue="nobody")
+    assert brief.delay(flights.key).id == first.id
+    app.control.purge()
+    with app.connection_for_write() as connection:
+        assert connection.default_channel.queue_purge("nobody")
+    flights.until_free(brief, within=5)
+    assert brief.delay(flights.key).get(PATIENCE).startswith(flights.key)
+
+
+@pytest.mark.parametrize("how", ["requeue", "retry", "retry_later"])
+def test_what_is_parked_waits_for_the_end_of_a_flight_that_comes_again(flights, how):
+    first = late.delay(flights.key, how, gated=True)
+    flights.until("start")
+    second = late.apply_async((flights.key,), task_id=f"second-{flights.key}")
+    flights.until("parked")
+    flights.open()
+    assert first.get(PATIENCE) == second.get(PATIENCE)
+    flights.until_free(late)
+    assert [event["id"] for event in flights.events("start")] == [first.id] * 2
+
+
+@pytest.mark.parametrize("how", ["ignore", "reject", "replace", "retry_with_another_key"])
+def test_what_is_parked_runs_itself_after_a_flight_without_outcome(flights, how):
+    first = join.delay(flights.key, how, gated=True)
+    flights.until("start")
+    second, third = (join.apply_async((flights.key,), task_id=f"{n}-{flights.key}") for n in (2, 3))
+    flights.until("parked", 2)
+    flights.open()
+    values = {result.get(PATIENCE) for result in (second, third)}
+    assert len(values) <= 2
+    assert all(value.startswith(flights.key) for value in values)
+    if how not in ("ignore", "reject"):
+        assert first.get(PATIENCE)
+    flights.until_free(join)
+    runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
+    assert runs == ["start", "end"] * (len(runs) // 2)
+
+
+def test_a_long_outcome_is_looked_up(flights):
+    first = join.delay(flights.key, "long", gated=True)
+    flights.until("start")
+    second = join.apply_async((flights.key,), task_id=f"second-{flights.key}")
+    flights.until("parked")
+    flights.open()
+    value = first.get(PATIENCE)
+    assert second.get(PATIENCE) == value
+    assert len(value) > LONGEST_CARRIED
+    assert len(flights.events("start")) == 1
+
+
+def test_a_long_outcome_that_nobody_keeps_is_carried(flights):
+    followed = follow.s().set(task_id=f"followed-{flights.key}")
+    join.apply_async((flights.key, "long"), {"gated": True}, ignore_result=True, task_id=f"first-{flights.key}")
+    flights.until("start")
+    join.apply_async((flights.key,), task_id=f"second-{flights.key}", link=followed)
+    flights.until("parked")
+    flights.open()
+    (value,) = app.AsyncResult(followed.options["task_id"]).get(PATIENCE)
+    assert value.startswith(flights.key)
+    assert len(flights.events("start")) == 1
+
+
+def test_an_exception_of_the_projects_own_is_handed_on_by_json(flights):
+    first = join.delay(flights.key, "refuse", gated=True)
+    flights.until("start")
+    second = join.apply_async((flights.key,), task_id=f"second-{flights.key}")
+    flights.until("parked")
+    flights.open()
+    errors = [result.get(PATIENCE, propagate=False) for result in (first, second)]
+    assert [type(error) for error in errors] == [Refused] * 2
+    assert errors[0].args == errors[1].args == (flights.key, "é" * 10_000)
+
+
+def test_those_that_wait_need_no_result(flights):
+    for _ in range(3):
+        silent.apply_async((flights.key,), {"gated": True})
+    flights.until("start")
+    flights.open()
+    flights.until("end", 3)
+    flights.until_free(silent)
+    assert [event["what"] for event in flights.all() if event["what"] in ("start", "end")] == ["start", "end"] * 3

@@ -9,9 +9,9 @@ import uuid
 from pathlib import Path
 
 import django
-from celery import Celery, Task, shared_task
+from celery import Celery, Task, shared_task, states
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
-from celery.signals import task_prerun
+from celery.signals import task_postrun, task_prerun
 from django.dispatch import receiver
 
 import django_cluster_lock.tasks  # noqa: F401 - as `autodiscover_tasks` does
@@ -373,6 +373,12 @@ def arrived(task, task_id, args, kwargs, **_):
 
 def key_of(name):
     return name.rpartition(":")[2]
+
+
+@task_postrun.connect
+def dropped(task, task_id, args, state, **_):
+    if args and state == states.IGNORED:
+        note("dropped", args[0], id=task_id)
 
 
 @receiver(signals.flight_parked)

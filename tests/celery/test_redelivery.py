@@ -1,0 +1,83 @@
+"""A broker that delivers a message again while it runs, or waits: Redis does so after the visibility timeout."""
+
+import os
+import signal
+
+import pytest
+import redis
+
+from tests.celery.workload import LATE, PATIENCE, app, join, late
+from tests.records import until
+from tests.workers import redeliver
+
+pytestmark = pytest.mark.usefixtures("prefork")
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail"])
+def test_a_copy_of_what_runs_is_parked_and_dropped(flights, how):
+    result = late.delay(flights.key, how, gated=True)
+    flights.until("start")
+    redeliver()
+    flights.until("parked")
+    flights.open()
+    value = str(result.get(PATIENCE, propagate=False))
+    flights.until_free(late)
+    until(lambda: not flights.record(late).client.exists(*flights.outbox(late)))
+    assert len(flights.events("start")) == 1
+    assert str(app.AsyncResult(result.id).get(propagate=False)) == value
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail"])
+def test_a_copy_that_arrives_after_the_end_is_dropped(flights, setup, how):
+    result = late.delay(flights.key, how, gated=True)
+    flights.until("start")
+    with redis.Redis.from_url(setup["broker"]) as broker:  # which did not get its worker's acknowledgement
+        unacked, index = (f"{setup['prefix']}:celery:{name}" for name in ("unacked", "unacked_index"))
+        messages, times = broker.hgetall(unacked), broker.zrange(index, 0, -1, withscores=True)
+        flights.open()
+        value = str(result.get(PATIENCE, propagate=False))
+        flights.until_free(late)
+        broker.hset(unacked, mapping=messages)
+        broker.zadd(index, dict(times))
+    redeliver()
+    flights.until("arrived", 2)
+    flights.until("dropped")
+    assert len(flights.events("start")) == 1
+    assert str(app.AsyncResult(result.id).get(propagate=False)) == value
+
+
+def test_a_copy_of_what_waits_for_its_time_has_one_run(flights):
+    result = join.apply_async((flights.key,), {"gated": True}, countdown=1)
+    until(unacknowledged)
+    redeliver()
+    redeliver()
+    flights.until("start")
+    flights.until("arrived", 2)
+    flights.open()
+    assert result.get(PATIENCE).startswith(flights.key)
+    flights.until_free(join)
+    assert len(flights.events("start")) == 1
+
+
+@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
+def test_a_copy_takes_over_from_a_dead_run(flights, on_duplicate):
+    task = LATE[on_duplicate]
+    result = task.delay(flights.key, gated=True)
+    pid = flights.until("start")["pid"]
+    redeliver()
+    flights.until("parked")
+    os.kill(pid, signal.SIGKILL)
+    flights.until("start", 2)
+    flights.open()
+    assert result.get(PATIENCE).startswith(flights.key)
+    flights.until_free(task)
+    assert {event["id"] for event in flights.events("start")} == {result.id}
+    runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
+    assert runs == ["start", "start", "end"]
+
+
+def unacknowledged():
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as client:
+            return client.hlen(channel.unacked_key)
