@@ -1,10 +1,14 @@
 """Duplicates that Celery waits for under an id of their own: each is settled, whatever it is a part of."""
 
+import threading
+
 import pytest
 from celery import chain, chord, group
+from celery.exceptions import ChordError
 
 from django_cluster_lock import DuplicateFlight
-from tests.celery.workload import app, follow, gather, join, raising, skip
+from tests.celery.workload import TASKS, app, follow, gather, join, raising, skip
+from tests.records import until
 
 pytestmark = pytest.mark.usefixtures("prefork")
 PATIENCE = 20
@@ -128,3 +132,93 @@ def test_map_runs_one_after_another(flights):
     result = join.map([flights.key, flights.key]).delay()
     assert len(set(result.get(PATIENCE))) == 2
     assert [event["what"] for event in flights.all() if event["what"] in ("start", "end")] == ["start", "end"] * 2
+
+
+def test_more_duplicates_than_one_page_of_the_outbox_are_settled(flights):
+    outside = join.delay(flights.key, gated=True)
+    flights.until("start")
+    members = group(join.s(flights.key) for _ in range(150))()
+    flights.until("parked", 150)
+    flights.open()
+    assert set(members.get(PATIENCE)) == {outside.get(PATIENCE)}
+    flights.until_free(join)
+    assert len(flights.events("start")) == 1
+    assert not flights.record(join).client.exists(*flights.outbox(join))
+
+
+def test_a_chord_of_members_that_wait_runs_each(flights):
+    wait = TASKS["flight", "wait"]
+    result = chord([wait.s(flights.key, "last_value", gated=True, value=value) for value in range(5)])(gather.s())
+    flights.until("parked", 4)
+    flights.open()
+    assert result.get(PATIENCE) == [*range(5)]
+    runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
+    assert runs == ["start", "end"] * 5
+
+
+def test_a_chord_of_members_that_rerun_ends(flights):
+    rerun = TASKS["flight", "rerun"]
+    result = chord([rerun.s(flights.key, "last_value", gated=True, value=value) for value in range(5)])(gather.s())
+    flights.until("parked", 4)
+    flights.open()
+    values = result.get(PATIENCE)
+    assert len(values) == 5
+    assert len(flights.events("start")) == len(set(values)) == 2
+    flights.until_free(rerun)
+
+
+@pytest.mark.parametrize("scope", ["flight", "running"])
+def test_a_chord_whose_flight_fails_fails_once(flights, scope):
+    task = TASKS[scope, "join"]
+    failed = follow.si("failed").set(task_id=f"failed-{flights.key}")
+    body = gather.s().on_error(failed)
+    result = chord([task.s(flights.key, "fail", gated=True) for _ in range(3)])(body)
+    flights.until("parked", 2)
+    flights.open()
+    assert isinstance(result.get(PATIENCE, propagate=False), ChordError | LookupError)
+    assert app.AsyncResult(f"failed-{flights.key}").get(PATIENCE) == ["failed"]
+    assert len(flights.events("start")) == 1
+    flights.until_free(task)
+
+
+def test_a_chain_through_one_key_goes_on(flights):
+    result = chain(join.si(flights.key), join.si(flights.key), follow.s())()
+    (value,) = result.get(PATIENCE)
+    assert value.startswith(flights.key)
+    flights.until_free(join)
+
+
+@pytest.mark.parametrize("kind", ["starmap", "chunks"])
+def test_starmap_and_chunks_run_one_after_another_beside_a_flight(flights, kind):
+    outside = join.delay(flights.key, gated=True)
+    flights.until("start")
+    calls = [(flights.key,)] * 3
+    result = join.starmap(calls).delay() if kind == "starmap" else join.chunks(calls, 3).group()()
+    until(flights.record(join).alive_waiters)
+    flights.open()
+    values = result.get(PATIENCE)
+    values = values if kind == "starmap" else values[0]
+    assert len({*values, outside.get(PATIENCE)}) == 4
+    runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
+    assert runs == ["start", "end"] * 4
+    flights.until_free(join)
+
+
+@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
+def test_what_is_parked_behind_an_inline_run_runs_after_it(flights, on_duplicate):
+    task = TASKS["flight", on_duplicate]
+    thread = threading.Thread(target=task, args=(flights.key,), kwargs={"gated": True}, daemon=True)
+    thread.start()
+    flights.until("start")
+    results = [task.delay(flights.key, "last_value", value=value) for value in (1, 2)]
+    if on_duplicate == "join":
+        flights.until("parked", 2)
+    assert len(flights.events("start")) == 1
+    flights.open()
+    values = [result.get(PATIENCE) for result in results]
+    thread.join(PATIENCE)
+    expected = {"join": ([1, 1], [2, 2]), "rerun": ([2, 2],), "wait": ([1, 2],)}
+    assert values in expected[on_duplicate]
+    flights.until_free(task)
+    runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
+    assert runs == ["start", "end"] * (2 if on_duplicate != "wait" else 3)

@@ -136,7 +136,7 @@ def test_a_child_that_dies_as_it_parks(flights, task):
     flights.open()
     value = first.get(PATIENCE)
     if task is join:
-        until(lambda: second.ready())
+        until(second.ready)
     else:
         assert second.get(PATIENCE) == value
     flights.until_free(task)

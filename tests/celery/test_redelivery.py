@@ -37,6 +37,7 @@ def test_a_copy_that_arrives_after_the_end_is_dropped(flights, setup, how):
         flights.open()
         value = str(result.get(PATIENCE, propagate=False))
         flights.until_free(late)
+        until(lambda: not unacknowledged())
         broker.hset(unacked, mapping=messages)
         broker.zadd(index, dict(times))
     redeliver()

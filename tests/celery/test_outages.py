@@ -1,0 +1,75 @@
+"""A shard that does not answer: the worker's parent process goes on, and the keys come free once it does."""
+
+import os
+import signal
+import socket
+from contextlib import contextmanager
+
+import pytest
+
+from tests.celery.workload import PATIENCE, app, join
+from tests.records import until
+from tests.workers import Flights, Worker
+
+
+@pytest.fixture
+def flights(setup, own_cluster, settings):
+    """Locks on a cluster of the test's own."""
+    locks = setup["locks"]["default"] | {"LOCATION": own_cluster.urls, "OPTIONS": {"socket_timeout": 0.3}}
+    settings.CLUSTER_LOCKS = {"default": locks}
+    return Flights(setup | {"locks": setup["locks"] | {"default": locks}}, own_cluster)
+
+
+@pytest.fixture
+def worker(flights):
+    worker = Worker(flights.setup, "prefork", flights.key, concurrency=2).ready()
+    yield worker
+    worker.stop()
+
+
+@contextmanager
+def without_shard(flights, port):
+    """Its nodes stall."""
+    nodes = flights.cluster.node(port).info("replication")
+    ports = [port, *(value["port"] for value in nodes.values() if isinstance(value, dict))]
+    for each in ports:
+        os.kill(flights.cluster.embedded.pid(int(each)), signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in ports:
+            os.kill(flights.cluster.embedded.pid(int(each)), signal.SIGCONT)
+
+
+def port_of(flights, key):
+    record = flights.record(join, key)
+    return record.client.get_node_from_key(record.key).port
+
+
+def test_deaths_and_revocations_while_their_shard_stalls(flights, worker):
+    def call(key, **options):
+        return join.apply_async((key,), {"gated": True}, queue=flights.key, **options)
+
+    port = port_of(flights, flights.key)
+    others = (f"{flights.key}-{number}" for number in range(100))
+    dropped = next(key for key in others if port_of(flights, key) == port)
+    call(flights.key)
+    pid = flights.until("start")["pid"]
+    behind = call(flights.key, task_id=f"behind-{flights.key}")
+    flights.until("parked")
+    queued = call(dropped, countdown=2)
+    until(lambda: queued.id in worker.log.read_text())
+    name = f"{flights.key}@{socket.gethostname()}"
+    with without_shard(flights, port):
+        os.kill(pid, signal.SIGKILL)
+        app.control.revoke(queued.id)
+        until(lambda: f"Discarding revoked task: join[{queued.id}]" in worker.log.read_text())
+        until(lambda: f"pid:{pid} exited" in worker.log.read_text())
+        for _ in range(3):
+            assert app.control.ping([name], timeout=10) == [{name: {"ok": "pong"}}]
+        assert not flights.events("recovered")
+    flights.until("start", 2)
+    flights.open()
+    assert behind.get(PATIENCE).startswith(flights.key)
+    flights.until_free(join)
+    flights.until_free(join, dropped)
