@@ -57,6 +57,12 @@ class Ground:
         return aliases[self.alias_name]
 
     @property
+    def shard(self) -> tuple[str, object]:
+        """Who serves the key, as far as is known here: its alias and node."""
+        slot = names.keys_of(self.alias.settings.key_prefix, self.name).slot
+        return self.alias_name, self.alias.topology.primary(slot)
+
+    @property
     def outbox(self) -> Outbox:
         prefix = self.alias.settings.key_prefix
         lock = names.keys_of(prefix, self.name)

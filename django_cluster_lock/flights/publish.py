@@ -149,7 +149,7 @@ def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = 
 
 
 def _own_flight(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> tuple[Flight | None, bool]:
-    """The flight that runs here, if this call is under its id and key; and whether it is a retry, else a replacement."""
+    """The flight that runs here, if this call is under its id and key; and whether it is a retry, or replaces it."""
     flight, request = running(task.request), task.request
     if flight is None or flight.name != name or options.get("task_id") != request.id:
         return None, False

@@ -1,14 +1,15 @@
 """Ending flights where nobody can wait for Redis: in the worker's parent process, and after a call that failed.
 
-One attempt at once; what Redis does not answer is tried again later, one at a time, by the parent's event loop or a
-timer's thread. What never succeeds is left to the end of the lease, and the sweep.
+One attempt at once; what a shard does not answer is tried again later, one at a time, by the parent's event loop or a
+timer's thread: no shard keeps the others waiting. What never succeeds is left to the end of the lease, and the sweep.
 """
 
 import logging
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from billiard import current_process
@@ -21,16 +22,17 @@ from django_cluster_lock.flights.outbox import Landing
 from django_cluster_lock.signals import flight_recovered
 
 logger = logging.getLogger("django_cluster_lock")
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between attempts
-MOST_WAITING = 10_000  # flights to be ended; the oldest is left to its lease
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 5.0  # seconds between attempts
+MOST_WAITING = 10_000  # flights to be ended on one shard; the oldest is left to its lease
 
 
 class Due(NamedTuple):
-    """A flight to be ended."""
+    """A flight to be ended; ``until``, on the monotonic clock, no claim or lease of it can last longer."""
 
     task: "Task[..., Any]"
     ground: Ground
     landing: Landing
+    until: float
 
 
 class Watch(NamedTuple):
@@ -40,7 +42,7 @@ class Watch(NamedTuple):
     died: Callable[[], None]
 
 
-_due: deque[Due] = deque(maxlen=MOST_WAITING)
+_due: dict[Hashable, deque[Due]] = {}  # by shard
 _watched: dict[int, Watch] = {}  # by the child's process id
 
 
@@ -68,21 +70,28 @@ def watch(pid: int, died: Callable[[], None]) -> None:
 
 def end(task: "Task[..., Any]", ground: Ground, landing: Landing) -> None:
     """Ends a flight, now or later. Never raises: an error here would cost the pool a slot."""
-    _due.append(Due(task, ground, landing))
-    if len(_due) == 1:
-        _work(FIRST_PAUSE)
+    due = Due(task, ground, landing, time.monotonic() + ground.queue_timeout)
+    try:
+        waiting = _due.setdefault(ground.shard, deque(maxlen=MOST_WAITING))
+    except Exception as error:
+        _log(due, error)
+        return
+    waiting.append(due)
+    if len(waiting) == 1:
+        _work(waiting, FIRST_PAUSE)
 
 
-def _work(pause: float) -> None:
-    while _due:
-        due = _due.popleft()
+def _work(waiting: deque[Due], pause: float) -> None:
+    while waiting:
+        due = waiting.popleft()
         try:
             status = due.ground.land(due.landing, after=due.landing.entry.rpartition(":")[0], once=True)
         except LockUnavailable as error:
             _log(due, error)
-            _due.append(due)
-            _later(pause, _work, min(2 * pause, LONGEST_PAUSE))
-            return
+            if time.monotonic() < due.until:
+                waiting.append(due)
+                _later(pause, lambda: _work(waiting, min(2 * pause, LONGEST_PAUSE)))
+                return
         except Exception as error:
             _log(due, error)
         else:
@@ -93,12 +102,12 @@ def _work(pause: float) -> None:
                 flight_recovered.send_robust(due.task, name=name, task_id=task_id, status=status)
 
 
-def _later(seconds: float, call: Callable[[float], None], argument: float) -> None:
+def _later(seconds: float, call: Callable[[], None]) -> None:
     hub = get_event_loop()
     if hub is not None and _hub_is_ours():
-        hub.call_later(seconds, call, argument)
+        hub.call_later(seconds, call)
         return
-    timer = threading.Timer(seconds, call, (argument,))
+    timer = threading.Timer(seconds, call)
     timer.daemon = True
     timer.start()
 

@@ -8,7 +8,8 @@
 -- Returns {'settle', entry, sequence, message, ...}  to be published with the outcome; the lock is still held
 --         {'next', entry, sequence, message}         to be published: the lock is its claim now
 --         {'kept'} {'handed'} {'released'}           for a message under way, to a waiter, to nobody
---         {'lost'}                                   the lock was not its any more
+--         {'lost'}                                   the lock was not its any more; what is parked behind a free one is
+--                                                    answered as 'next' all the same
 local token, claim_ttl, lease_ttl, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wakes, mode, entry, random = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local by_claim, ended, settles, kept = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1', ARGV[12]
@@ -30,7 +31,8 @@ if random_of(holder) == random then
   return {'kept'}
 end
 if not holder or not (holder == token or (by_claim and is_claim_of(entry, holder, field[6]))) then
-  return {'lost'}
+  local free = not (holder and deadline > now) and not queue
+  return free and hand_over(random, mode, fence, newest, claim_ttl, member) or {'lost'}
 end
 
 if kept ~= '' and redis.call('EXISTS', KEYS[7]) == 0 then

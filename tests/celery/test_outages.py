@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -46,7 +47,8 @@ def port_of(flights, key):
     return record.client.get_node_from_key(record.key).port
 
 
-def test_deaths_and_revocations_while_their_shard_stalls(flights, worker):
+@pytest.mark.parametrize("outlast", [False, True], ids=["briefly", "longer than the lease"])
+def test_deaths_and_revocations_while_their_shard_stalls(flights, worker, outlast):
     def call(key, **options):
         return join.apply_async((key,), {"gated": True}, queue=flights.key, **options)
 
@@ -60,6 +62,7 @@ def test_deaths_and_revocations_while_their_shard_stalls(flights, worker):
     queued = call(dropped, countdown=2)
     until(lambda: queued.id in worker.log.read_text())
     name = f"{flights.key}@{socket.gethostname()}"
+    stopped = time.monotonic()
     with without_shard(flights, port):
         os.kill(pid, signal.SIGKILL)
         app.control.revoke(queued.id)
@@ -68,8 +71,28 @@ def test_deaths_and_revocations_while_their_shard_stalls(flights, worker):
         for _ in range(3):
             assert app.control.ping([name], timeout=10) == [{name: {"ok": "pong"}}]
         assert not flights.events("recovered")
+        if outlast:  # the lease, and what Redis remembers of it
+            until(lambda: time.monotonic() > stopped + 5)
     flights.until("start", 2)
     flights.open()
     assert behind.get(PATIENCE).startswith(flights.key)
     flights.until_free(join)
     flights.until_free(join, dropped)
+
+
+def test_a_cluster_that_is_gone_keeps_nothing_else_waiting(flights, worker):
+    gone = app.send_task("cut_off", (flights.key,), queue=flights.key, countdown=1)
+    until(lambda: gone.id in worker.log.read_text())
+    app.control.revoke(gone.id)
+    until(lambda: f"Discarding revoked task: cut_off[{gone.id}]" in worker.log.read_text())
+    failed = until(lambda: (count := attempts(worker)) > 2 and count)
+    for number in (1, 2):
+        join.apply_async((flights.key,), {"gated": True}, queue=flights.key)
+        os.kill(flights.until("start", number)["pid"], signal.SIGKILL)
+        flights.until("recovered", number)
+        assert flights.free(join)
+    assert attempts(worker) < failed + 2  # it came before the next attempt at the other cluster, each time
+
+
+def attempts(worker):
+    return worker.log.read_text().count("flight.not_freed")
