@@ -23,12 +23,15 @@ class Worker:
     Args:
         name: of the worker, and of its queue if no other is given.
         conf: Celery's, beside what all have.
+        app: the module of its tasks.
     """
 
-    def __init__(self, setup, pool, name, concurrency=3, *, queue=None, conf=None, locks=None):
+    def __init__(
+        self, setup, pool, name, concurrency=3, *, queue=None, conf=None, locks=None, app="tests.celery.workload"
+    ):
         setup = setup | {"conf": setup.get("conf", {}) | (conf or {}), "locks": locks or setup["locks"]}
         self.log = Path(f"{setup['log']}.{name}.worker")
-        command = [sys.executable, "-m", "celery", "-A", "tests.celery.workload", "worker"]
+        command = [sys.executable, "-m", "celery", "-A", app, "worker"]
         options = [
             f"--pool={pool}",
             f"--concurrency={concurrency}",
@@ -70,19 +73,17 @@ class Worker:
         self.process.wait()
 
 
-@pytest.fixture(scope="session")
-def setup(start_server, tmp_path_factory):
-    """Where broker, locks and log are, for this process of the tests and its workers."""
-    cluster, broker = start_server(KINDS["valkey-cluster"]), start_server(KINDS["valkey-standalone"])
-    prefix = f"{PREFIX_STEM}-flights-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
-    values = {
+def setup_of(cluster, broker, folder, prefix):
+    """Where broker, locks and log are, for tests and their workers."""
+    locks = {"LOCATION": cluster.urls, "TIMEOUT": 2, "CLOCK_SKEW": 0.1}
+    return {
         "broker": f"{broker.urls[0]}/0",
-        "log": str(tmp_path_factory.mktemp("flights") / "log"),
-        "database": str(tmp_path_factory.mktemp("database") / "db.sqlite3"),
+        "log": str(folder / "log"),
+        "database": str(folder / "db.sqlite3"),
         "prefix": prefix,
         "locks": {
-            "default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 2, "CLOCK_SKEW": 0.1},
-            "verified": {"LOCATION": cluster.urls, "KEY_PREFIX": f"{prefix}-verified", "TIMEOUT": 2, "CLOCK_SKEW": 0.1},
+            "default": locks | {"KEY_PREFIX": prefix},
+            "verified": locks | {"KEY_PREFIX": f"{prefix}-verified"},
             "nowhere": {
                 "LOCATION": "redis://127.0.0.1:1",
                 "KEY_PREFIX": "nowhere",
@@ -91,6 +92,14 @@ def setup(start_server, tmp_path_factory):
             },
         },
     }
+
+
+@pytest.fixture(scope="session")
+def setup(start_server, tmp_path_factory):
+    """That of this process of the tests."""
+    cluster, broker = start_server(KINDS["valkey-cluster"]), start_server(KINDS["valkey-standalone"])
+    prefix = f"{PREFIX_STEM}-flights-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    values = setup_of(cluster, broker, tmp_path_factory.mktemp("flights"), prefix)
     Path(values["log"]).touch()
     workload.configure(values)
     return values
@@ -187,9 +196,9 @@ def hosts(all_hosts):
     return all_hosts
 
 
-def redeliver():
-    """Delivers again what workers have not acknowledged, as the broker does once the visibility timeout is over."""
+def redeliver(timeout=-1):
+    """Delivers again what workers have not acknowledged for so many seconds, as the broker does by and by."""
     with workload.app.connection_for_write() as connection:
         channel = connection.default_channel
-        channel.visibility_timeout = -1
+        channel.visibility_timeout = timeout
         channel.qos.restore_visible(num=100, interval=1)

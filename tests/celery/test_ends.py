@@ -19,6 +19,7 @@ from tests.celery.workload import (
     cut_off,
     follow,
     hooked,
+    interrupted,
     join,
     late,
     requeued,
@@ -219,6 +220,16 @@ def test_a_lost_lease_aborts_the_run(flights, how):
         result.get(PATIENCE)
     assert flights.events("lost")
     assert not flights.events("queried")
+
+
+def test_a_lost_lease_interrupts_the_run_wherever_it_is(flights):
+    result = interrupted.delay(flights.key, gated=True)  # whose gate never opens
+    flights.until("start")
+    record = flights.record(interrupted)
+    until(lambda: record.fields().get("k") == result.id)
+    record.client.delete(record.key)
+    with pytest.raises(LockLost):
+        result.get(PATIENCE)
 
 
 def test_a_lost_lease_is_only_told(flights):

@@ -34,8 +34,8 @@ def configure(values):
     app.conf.update(
         broker_url=values["broker"],
         broker_connection_retry_on_startup=True,
-        broker_transport_options=prefix,
-        result_backend=values["broker"],
+        broker_transport_options=prefix | {"visibility_timeout": values.get("visibility_timeout", 3600)},
+        result_backend=values.get("backend", values["broker"]),
         result_backend_transport_options=prefix,
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=4,
@@ -242,6 +242,12 @@ def tell(self, key, how="succeed", gated=False):
     return work(self, key, how, gated)
 
 
+@app.task(bind=True, name="interrupted")
+@single_flight(key="{key}", on_lost="interrupt")
+def interrupted(self, key, how="succeed", gated=False):
+    return work(self, key, how, gated)
+
+
 @app.task(bind=True, name="brief")
 @single_flight(key="{key}", queue_timeout=0.3)
 def brief(self, key, how="succeed", gated=False):
@@ -399,7 +405,7 @@ def settled(name, task_id, **_):
 
 @receiver(signals.flight_recovered)
 def recovered(name, task_id, status, **_):
-    note("recovered", key_of(name), id=task_id, status=status)
+    note("recovered", key_of(name), id=task_id, status=status, at=time.time())
 
 
 def meet_around_publication():
