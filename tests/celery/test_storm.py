@@ -1,33 +1,40 @@
-"""Many callers, few keys: no two runs of a key overlap, and every caller is answered."""
+"""Many callers, few keys, and kills: no two runs of a key overlap, and every caller gets an answer that is its own."""
 
-import random
+import json
+import os
+import subprocess
 
 import pytest
-from celery import chord
 
-from tests.celery.workload import gather, join
+from tests.celery.storm import run_storm
 
-pytestmark = pytest.mark.usefixtures("prefork")
-PATIENCE = 40
+CALLS = os.environ.get("CLUSTER_LOCK_STORM_CALLS", "1000")
 
 
-def test_no_two_runs_of_a_key_overlap(flights):
-    keys = [f"{flights.key}-{number}" for number in range(4)]
-    chance = random.Random(flights.key)
-    results = []
-    for _ in range(60):
-        key, how = chance.choice(keys), chance.choice(["succeed", "fail", "retry", "retry_later"])
-        match chance.randrange(4):
-            case 0:
-                results.append(join.apply_async((key, how), task_id=f"{flights.key}-{len(results)}"))
-            case 1:
-                results.append(chord([join.si(key), join.si(key), join.si(chance.choice(keys))])(gather.s()))
-            case _:
-                results.append(join.delay(key, how))
-    for result in results:
-        value = result.get(PATIENCE, propagate=False)
-        assert value is not None
-    for key in keys:
-        sequence = [event for event in flights.all(key) if event["what"] in ("start", "end")]
-        assert [event["what"] for event in sequence] == ["start", "end"] * (len(sequence) // 2)
-        flights.until_free(join, key)
+@pytest.fixture
+def storm(setup, cluster):
+    """Makes a storm, and gives its account."""
+
+    def make(*options, **given):
+        finished = run_storm(setup, *options, stdout=subprocess.PIPE, text=True, **given)
+        print(finished.stdout)  # noqa: T201 - shown if the test fails
+        return finished.returncode, json.loads(finished.stdout)
+
+    return make
+
+
+@pytest.mark.slow
+def test_no_overlap_and_every_call_is_answered(storm):
+    code, account = storm("--calls", CALLS)
+    assert account["killed"]["child"] > 0
+    assert account["killed"]["worker"] > 0
+    assert account["parked"] > 0
+    assert (account["overlaps"], account["unanswered"], account["misled"]) == ([], [], [])
+    assert code == 0
+
+
+@pytest.mark.slow
+def test_without_single_flight_runs_overlap(storm):
+    code, account = storm("--calls", "150", bare=True)
+    assert account["overlaps"]
+    assert code == 1
