@@ -81,7 +81,8 @@ def claim(
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message, _flag(replaces))
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
-    reply = yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), entry)
+    parks = entry if message and not replaces else ""  # one that was there before was promised to earlier callers
+    reply = yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks)
     return reply
 
 
@@ -104,7 +105,7 @@ def start(
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
     call = _call(outbox, scripts.START, (*args, flight_of.encode(), _flag(copy)), now + terms.patience, entry)
     call.replicas = terms.replicas
-    reply = yield from _undone_if_it_fails(outbox, call, token, entry)
+    reply = yield from _undone_if_it_fails(outbox, call, token, entry if message else "")
     if reply.status == b"own":
         return protocol.granted(outbox.lock, token, terms, reply)
     return reply
@@ -170,8 +171,8 @@ def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: flo
     )
 
 
-def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, entry: str) -> Flow[Reply]:
-    """A call that may leave a lease or a parked message behind."""
+def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, parks: str) -> Flow[Reply]:
+    """A call that may leave a lease behind, or a message that it parks as that entry."""
     try:
         reply: Reply = yield call
         if reply.status in (b"own", b"parked", b"next") and reply.acks < reply.needed:
@@ -183,8 +184,8 @@ def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, entry: str) ->
         mark = getattr(error, "unanswered", not isinstance(error, LockError))
         with suppress(LockError):
             yield protocol.give_up(outbox.lock, token, mark=mark)
-            if call.args[9]:  # a message
-                yield from confirm(outbox, [Parked(entry.encode(), b"", b"")], deadline=0.0, once=True)
+            if parks:
+                yield from confirm(outbox, [Parked(parks.encode(), b"", b"")], deadline=0.0, once=True)
         raise
     return reply
 

@@ -52,8 +52,9 @@ if settles and (mode == 'join' or mode == 'rerun') then
     deadline = math.max(deadline, now + lease_ttl)
     redis.call('HSET', record, 'd', text(deadline))
     expire(deadline, newest)
-    local answer = {'settle'}
+    local answer, rerun = {'settle'}, redis.call('HGET', messages, 'rerun')
     for _, settled in ipairs(found) do
+      if settled == rerun then redis.call('HDEL', messages, 'rerun') end  -- no call may take its place any more
       for _, part in ipairs({told(settled)}) do answer[#answer + 1] = part end
     end
     return answer

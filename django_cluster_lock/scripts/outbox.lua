@@ -9,7 +9,7 @@
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the
 -- sequences of the entries that were parked before it. Where only the latest counts, the record's g is the fence that
--- the flight's claim had: what was parked after that wants another run.
+-- the flight's claim had: what was parked after that wants another run, and all does if it had no claim.
 
 local order, messages, outboxes = KEYS[3], KEYS[4], KEYS[5]
 local OUTBOX_LIFE = 2592000000  -- ms, a month: parked messages must outlive what keeps them from being published
