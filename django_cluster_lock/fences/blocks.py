@@ -30,16 +30,22 @@ def atomic(claims: Sequence[Claim], using: str | None = None) -> Iterator[None]:
     """
     using = database() if using is None else using
     _refuse_to_nest(using, ", ".join(repr(claim.name) for claim in claims))
-    with retried(lambda: _begun(claims, using), connections[using]):
+    with ExitStack() as stack:
+        retried(lambda: _begin(stack, claims, using), connections[using])
         yield
 
 
-def _begun(claims: Sequence[Claim], using: str) -> ExitStack:
-    """The transaction, begun and with the fences shown."""
-    with ExitStack() as stack:
+def _begin(stack: ExitStack, claims: Sequence[Claim], using: str) -> None:
+    """Begins the transaction and shows the fences, or rolls it back.
+
+    It is the stack's from the beginning: a signal's exception, at just any line, must not leave it open.
+    """
+    try:
         stack.enter_context(transaction.atomic(using=using, durable=True))
         show(claims, using)
-        return stack.pop_all()
+    except BaseException as error:
+        stack.__exit__(type(error), error, error.__traceback__)
+        raise
 
 
 @async_unsafe(_IN_A_LOOP)

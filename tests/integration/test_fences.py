@@ -1,7 +1,9 @@
 """Fences in the database: whatever a holder believes, its transaction is refused once a later lease has written."""
 
+import itertools
 import json
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -510,6 +512,38 @@ def test_a_lease_that_ends_inside_rolls_it_back(some_database, end, error):
     with pytest.raises(error):
         work()
     assert written() == []
+
+
+def test_a_signal_at_any_line_of_the_beginning_leaves_no_transaction_open(some_database):
+    """The next task of the process would write into it, and nobody would commit."""
+    lock, before = cache_lock("a"), sys.gettrace()
+
+    def interrupted_at(line):
+        lines = itertools.count(1)
+
+        def trace(frame, event, _):
+            if frame.f_code.co_filename == blocks.__file__:
+                if event == "line" and next(lines) == line:
+                    raise KeyboardInterrupt
+                return trace
+            return None
+
+        try:
+            sys.settrace(trace)
+            with lock.atomic():
+                sys.settrace(before)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    with lock:
+        for line in itertools.count(1):
+            if not interrupted_at(line):
+                break
+            assert not connection.in_atomic_block
+    assert line > 5
 
 
 def test_it_names_the_app_that_is_missing(some_database, without_fences):
