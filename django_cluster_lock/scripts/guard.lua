@@ -38,8 +38,8 @@ local keys, args = {}, {}
 for i = 2, #KEYS do keys[i - 1] = KEYS[i] end
 for i = 5, #ARGV do args[i - 4] = ARGV[i] end
 local fine, result = pcall(guarded, keys, args)
-local failure = not fine and result or type(result) == 'table' and result.err
-if failure then
-  return {'failed', type(failure) == 'table' and failure.err or tostring(failure)}
+local told = type(result) == 'table' and result.err
+if not fine or told then
+  return {'failed', told or tostring(result)}
 end
 return {'done', result}

@@ -99,6 +99,7 @@ def test_a_script_and_its_result(on_cluster, key, face, script, result):
         ("return redis.pcall('HGET', KEYS[1], 'x')", LockError, "WRONGTYPE"),
         ("return redis.call('NOSUCH', KEYS[1])", LockError, "ERR|Unknown"),
         ("return redis.error_reply('MINE no')", LockError, "MINE no"),
+        ("error()", LockError, "the guarded script: nil"),
         ("return record", LockError, "nonexistent global variable 'record'"),
         ("\nthis is no Lua", ValueError, r"cannot be used: .*user_script:2"),
     ],
