@@ -123,7 +123,9 @@ def _encoded(value: Value) -> bytes:
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError(f"a guarded write takes bytes, str, int and float, not {type(value).__name__}: {value!r}")
-    return value.encode() if isinstance(value, str) else repr(value).encode()
+    if isinstance(value, str):
+        return value.encode()
+    return b"%d" % value if isinstance(value, int) else repr(float(value)).encode()  # that of an enumeration's member
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.db.models import IntegerChoices
 
 from django_cluster_lock import LockError, LockLost, LockNotHeld, LockUnavailable, StaleFence, cache_lock, locks, names
 from django_cluster_lock.exchange import command
@@ -132,6 +133,16 @@ def test_what_cannot_be_written(on_cluster, prefix, key):
         with pytest.raises(LockLost, match="for the test"):
             lost.guarded_set(key, 1)
     assert on_cluster.admin().get(key) is None
+
+
+class Status(IntegerChoices):
+    PAID = 2
+
+
+def test_a_member_of_an_enumeration_is_its_number(on_cluster, key):
+    with tagged() as lock:
+        lock.guarded_set(key, Status.PAID)
+    assert on_cluster.admin().get(key) == "2"
 
 
 def test_beside_a_lock_without_a_tag(on_cluster, prefix):
