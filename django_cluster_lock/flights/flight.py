@@ -32,7 +32,6 @@ class Flight(Lock):
         token: what its lease is to have, if somebody else has to know it.
     """
 
-    replaced = False  # whether the run has published another message under its id and key
     retry_delay: float | None = None  # set once the run has published a retry under its key, to the seconds until then
 
     def __init__(

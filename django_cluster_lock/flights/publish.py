@@ -46,12 +46,9 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     name = name_of(task, policy, args, kwargs)
     if policy.on_duplicate == "join" and options.get("ignore_result") and not task.ignore_result:
         options["ignore_result"] = False  # others may join
-    flight, is_retry = _own_flight(task, name, options)
-    if flight and not is_retry:
-        flight.replaced = True
     if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
-    if flight and is_retry:
+    if flight := _retried(task, name, options):
         result = send(**_with(options, Ticket(name)))
         flight.retry_delay = _delay(task.app, options)
         return result
@@ -148,12 +145,11 @@ def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = 
     recovery.end(task, ground, Landing(entry, ended=ended, by_claim=True))
 
 
-def _own_flight(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> tuple[Flight | None, bool]:
-    """The flight that runs here, if this call is under its id and key; and whether it is a retry, or replaces it."""
+def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Flight | None:
+    """The flight that runs here, if this call is its own retry under the same key."""
     flight, request = running(task.request), task.request
-    if flight is None or flight.name != name or options.get("task_id") != request.id:
-        return None, False
-    return flight, options.get("retries", 0) > request.retries
+    is_retry = options.get("task_id") == request.id and options.get("retries", 0) > request.retries
+    return flight if flight and is_retry and flight.name == name else None
 
 
 def _with(options: dict[str, Any], ticket: Ticket) -> dict[str, Any]:

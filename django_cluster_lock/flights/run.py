@@ -203,8 +203,7 @@ def _landed(task: "Task[..., Any]", flight: Flight, retval: Any, state: str | No
         return flight.land(Outcome(None, retval).packed(task))
     if isinstance(retval, Reject) and retval.requeue:  # type: ignore[attr-defined]
         return flight.land(ended=False, kept=flight.entry)
-    # None: the process is being stopped, and the message may come again.
-    return flight.land(ended=state is not None and not flight.replaced)
+    return flight.land(ended=state is not None)  # None: the process is being stopped, and the message may come again
 
 
 def _end_unflown(task: "Task[..., Any]", policy: Policy, state: str | None) -> None:
