@@ -60,7 +60,8 @@ def single_flight(
             its run still is the only one, but duplicates may queue beside it.
         max_hold: how many seconds a run's lease is renewed at most; by default the task's hard time limit or a day.
         on_lost: what a lost lease does to the run: "abort", raise `LockLost` at the next statement to a database and
-            at the latest when the task returns; "tell", nothing but the signal and ``current_lock().lost``.
+            at the latest when the task returns; "interrupt", also between two lines of Python, where the worker has
+            its main thread for one task; "tell", nothing but the signal and ``current_lock().lost``.
         on_unavailable: what happens while Redis cannot be asked: "raise", the call raises `LockUnavailable` and a
             message comes again later; "run", it goes on without the lock.
 

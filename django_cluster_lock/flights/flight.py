@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Task
 
+from django_cluster_lock.errors import LockError
 from django_cluster_lock.flights import outbox
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.messages import Message
@@ -20,6 +21,7 @@ from django_cluster_lock.protocol import Flow, Grant, Reply, Terms, owner_of
 from django_cluster_lock.snapshots import Owner
 
 logger = logging.getLogger("django_cluster_lock")
+HELD_BY_THE_RUN = "a flight's key is let go when its run ends, and not before"
 LONGEST_RUN = 24 * 3600.0  # of a task without a hard time limit: a hung one must not hold its key for ever
 
 
@@ -75,6 +77,17 @@ class Flight(Lock):
         if isinstance(reply, Grant):
             return "own", Owner()
         return reply.status.decode(), owner_of(reply)
+
+    def release(self) -> None:
+        """Raises a LockError: the key belongs to the run until that ends."""
+        raise LockError(self.name, HELD_BY_THE_RUN)
+
+    async def arelease(self) -> None:
+        """Raises as `release`."""
+        self.release()
+
+    def _detaching(self) -> Flow[str]:
+        raise LockError(self.name, HELD_BY_THE_RUN)
 
     def land(self, outcome: Packed | None = None, *, ended: bool = True, kept: str = "") -> str:
         """Ends the flight; see `Ground.land`."""

@@ -9,7 +9,7 @@ from celery import Celery
 from django_cluster_lock import names, protocol
 from django_cluster_lock.aliases import Alias, aliases
 from django_cluster_lock.flights import outbox
-from django_cluster_lock.flights.messages import Message
+from django_cluster_lock.flights.messages import Message, delay_of
 from django_cluster_lock.flights.outbox import Landing, Outbox, Parked
 from django_cluster_lock.flights.policy import Policy
 from django_cluster_lock.flights.results import Packed
@@ -82,7 +82,7 @@ class Ground:
         terms, now = self._terms(entry.rpartition(":")[0], delay), time.monotonic()
         reply = self.alias.run(outbox.claim(self.outbox, token, terms, entry, now=now, message=raw, replaces=replaces))
         if reply.status == b"next":
-            self._publish_next(reply)
+            self._publish_next(reply, token)
         if reply.status == b"busy":
             return Claim("busy", protocol.owner_of(reply), cast("bytes", reply.details[6]).decode())
         return Claim(reply.status.decode())
@@ -125,7 +125,7 @@ class Ground:
                 message = Message.loads(parked.message)
                 message.publish(self.app, message.ticket._replace(again=True, outcome=outcome))
         if reply.status == b"next":
-            self._publish_next(reply, after, kept=landing.kept, once=once)
+            self._publish_next(reply, claim[0], after, kept=landing.kept, once=once)
         if reply.status == b"lost" and reply.unanswered:
             return "released"  # by the attempt that stayed without an answer
         return reply.status.decode()
@@ -142,7 +142,7 @@ class Ground:
         claim = new_token(), self._terms("")
         reply = self.alias.run(outbox.drain(self.outbox, claim, deadline=self._deadline()))
         if reply.status == b"next":
-            self._publish_next(reply)
+            self._publish_next(reply, claim[0])
         return reply.status.decode()
 
     def has_ended(self, entry: str) -> bool:
@@ -153,16 +153,20 @@ class Ground:
         """
         return self.alias.run(outbox.has_ended(self.outbox, entry, deadline=self._deadline()))
 
-    def _publish_next(self, reply: Reply, after: str = "", *, kept: str = "", once: bool = False) -> None:
+    def _publish_next(self, reply: Reply, token: bytes, after: str = "", *, kept: str = "", once: bool = False) -> None:
         parked = outbox.parked_of(reply)
+        entry = parked[0].entry.decode()
         message = Message.loads(parked[0].message)
         ticket = message.ticket._replace(again=True)
-        if parked[0].entry.decode() != kept:
+        if entry != kept:
             # All else wants a run of its own.
             after = (after or ticket.flight_of or "") if self.mode == "join" else ""
             ticket = ticket._replace(flight_of=None, after=after)  # it flies itself now
+        deadline = 0.0 if once else self._deadline()
+        if delay := delay_of(self.app, message.headers):  # it will wait longer than the claim was made for
+            self.alias.run(outbox.lengthen(self.outbox, entry, token, self._terms("", delay), deadline=deadline))
         message.publish(self.app, ticket)
-        self.alias.run(outbox.confirm(self.outbox, parked, deadline=0.0 if once else self._deadline(), once=once))
+        self.alias.run(outbox.confirm(self.outbox, parked, deadline=deadline, once=once))
 
     def _terms(self, task_id: str, delay: float = 0.0) -> Terms:
         """What a claim asks for; from the owner's last field duplicates learn the flight's task."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from celery import Celery, Task
+from celery.utils.time import maybe_make_aware
 from kombu.serialization import dumps
 from kombu.utils import json
 from kombu.utils.encoding import str_to_bytes
@@ -126,6 +127,15 @@ class Message:
                 retry=True,
                 **self.properties,
             )
+
+
+def delay_of(app: Celery, told: Mapping[str, Any]) -> float:
+    """For how many seconds a message will wait before anybody may run it, by a call's options or by its headers."""
+    eta = told.get("eta")
+    if not eta:
+        return max(0.0, told.get("countdown") or 0.0)
+    due = maybe_make_aware(datetime.datetime.fromisoformat(eta) if isinstance(eta, str) else eta, app.timezone)
+    return max(0.0, (due - app.now()).total_seconds())
 
 
 class Recorder:

@@ -147,6 +147,12 @@ def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, onc
     return (yield from protocol.ask(call))
 
 
+def lengthen(outbox: Outbox, entry: str, token: bytes, terms: Terms, *, deadline: float) -> Flow[Reply]:
+    """Makes the claim of an entry last longer, if it is that of this token."""
+    args = (_claim_token(entry, token), terms.ttl)
+    return (yield from protocol.ask(Call(outbox.lock, scripts.RENEW, args, deadline)))
+
+
 def has_ended(outbox: Outbox, entry: str, *, deadline: float) -> Flow[bool]:
     """Whether the run of an entry has ended for good."""
     call = Call(outbox.lock, scripts.ENDED, (), deadline, also=(outbox.keys.ended + entry.encode(),))

@@ -1,21 +1,19 @@
 """The calling side: a call claims its key before its message goes out."""
 
-import datetime
 import logging
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery, Task
+from celery import Task
 from celery.result import AsyncResult
 from celery.utils import uuid
-from celery.utils.time import maybe_make_aware
 
 from django_cluster_lock.errors import DuplicateFlight, LockUnavailable
 from django_cluster_lock.flights import duplicates, recovery
 from django_cluster_lock.flights.flight import Flight
 from django_cluster_lock.flights.ground import Claim, Ground
 from django_cluster_lock.flights.keys import name_of
-from django_cluster_lock.flights.messages import HEADER, Recorder, Ticket
+from django_cluster_lock.flights.messages import HEADER, Recorder, Ticket, delay_of
 from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import Policy
 from django_cluster_lock.flights.results import FlightResult, SkippedResult
@@ -50,7 +48,7 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
         return send(**_with(options, Ticket(name)))
     if flight := _retried(task, name, options):
         result = send(**_with(options, Ticket(name)))
-        flight.retry_delay = _delay(task.app, options)
+        flight.retry_delay = delay_of(task.app, options)
         return result
     return _Call(task, policy, send, options, name).make()
 
@@ -60,7 +58,10 @@ class _Call:
 
     def __init__(self, task: "Task[..., Any]", policy: Policy, send: Send, options: dict[str, Any], name: str) -> None:
         self.task, self.policy, self.send = task, policy, send
-        self.ground, self.delay = Ground.of(task.app, policy, name), _delay(task.app, options)
+        self.ground, self.delay = (
+            Ground.of(task.app, policy, name),
+            delay_of(task.app, options),
+        )
         self.awaited = any(options.get(option) for option in _AWAITED)
         self.options = options | {"task_id": options.get("task_id") or uuid()}
 
@@ -157,12 +158,3 @@ def _with(options: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
     headers = {key: value for key, value in (options.get("headers") or {}).items() if key != HEADER}
     ticket = ticket._replace(serializer=options.get("serializer"))
     return options | {"headers": headers | ticket.headers()}
-
-
-def _delay(app: Celery, options: dict[str, Any]) -> float:
-    """For how many seconds the message will wait before anybody may run it."""
-    eta = options.get("eta")
-    if not eta:
-        return max(0.0, options.get("countdown") or 0.0)
-    due = maybe_make_aware(datetime.datetime.fromisoformat(eta) if isinstance(eta, str) else eta, app.timezone)
-    return max(0.0, (due - app.now()).total_seconds())

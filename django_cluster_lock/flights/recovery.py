@@ -51,21 +51,27 @@ def watch(pid: int, died: Callable[[], None]) -> None:
     hub = get_event_loop()
     if pid == os.getpid() or hub is None or not hasattr(os, "pidfd_open"):
         return  # no child; or Celery's pool has to notice it
-    watch = _watched.get(pid)
+    known = _watched.pop(pid, None)
+    if known and known.descriptor in hub.readers:
+        _watched[pid] = known._replace(died=died)
+        return
+    if known:  # a lost connection to the broker took its reader off, and this may be another process of that id
+        os.close(known.descriptor)
     try:
-        descriptor = watch.descriptor if watch else os.pidfd_open(pid)
+        descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         died()
         return
+    except OSError:  # not allowed here, or too many files are open
+        return
     _watched[pid] = Watch(descriptor, died)
-    if descriptor not in hub.readers:  # a lost connection to the broker takes them all off
 
-        def dead() -> None:
-            hub.remove(descriptor)
-            os.close(descriptor)
-            _watched.pop(pid).died()
+    def dead() -> None:
+        hub.remove(descriptor)
+        os.close(descriptor)
+        _watched.pop(pid).died()
 
-        hub.add_reader(descriptor, dead)
+    hub.add_reader(descriptor, dead)
 
 
 def end(task: "Task[..., Any]", ground: Ground, landing: Landing) -> None:

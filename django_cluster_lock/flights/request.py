@@ -46,7 +46,7 @@ class Recovers:
         return answer
 
     def reject(self, requeue: bool = False) -> None:
-        self._requeued = self._requeued or requeue
+        self._requeued = self._requeued or (requeue and not self.acknowledged)  # type: ignore[attr-defined]
         super().reject(requeue)  # type: ignore[misc]
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
@@ -64,7 +64,8 @@ class Recovers:
 
     def _may_come_again(self) -> bool:
         task: Any = self.task  # type: ignore[attr-defined]
-        return self._requeued or bool(task.acks_late and task.reject_on_worker_lost)
+        dropped = self.acknowledged or self._already_revoked  # type: ignore[attr-defined]
+        return self._requeued or bool(task.acks_late and task.reject_on_worker_lost and not dropped)
 
     @property
     def _entry(self) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 from celery import Task, states
@@ -81,20 +82,25 @@ class Outcome(NamedTuple):
         except Exception:
             return None
         raw = str_to_bytes(data)
-        if len(raw) > LONGEST_CARRIED and outcome_of(task, task.request.id or ""):
-            return {"of": task.request.id}
+        if len(raw) > LONGEST_CARRIED:
+            with suppress(Exception):  # a backend that cannot be asked: it is carried, however long it is
+                if outcome_of(task, task.request.id or ""):
+                    return {"of": task.request.id}
         carried = [base64.b64encode(raw).decode(), content_type, encoding]
         return {"failed": self.error is not None, "content": carried}
 
     @classmethod
-    def unpacked(cls, task: "Task[..., Any]", packed: Packed) -> "Outcome | None":
-        """What was packed; None if it was to be looked up, and is gone."""
-        if "of" in packed:
-            return outcome_of(task, packed["of"])
+    def unpacked(cls, task: "Task[..., Any]", packed: Packed) -> "Outcome":
+        """What was packed itself."""
         backend: Any = task.backend
         data, content_type, encoding = packed["content"]
         content = loads(base64.b64decode(data), content_type, encoding, accept=backend.accept)
         return cls(None, backend.exception_to_python(content)) if packed["failed"] else cls(content)
+
+
+def looked_up_at(packed: Packed) -> str:
+    """The task whose stored outcome it is; empty if it was packed itself."""
+    return str(packed.get("of") or "")
 
 
 def outcome_of(task: "Task[..., Any]", task_id: str) -> Outcome | None:

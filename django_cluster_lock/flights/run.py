@@ -20,7 +20,7 @@ from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.messages import RUN_TOKEN, Message, Ticket, send_back
 from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import POLICY, Policy
-from django_cluster_lock.flights.results import Outcome, outcome_of
+from django_cluster_lock.flights.results import Outcome, looked_up_at, outcome_of
 from django_cluster_lock.flights.started import store_started
 from django_cluster_lock.signals import flight_ended, flight_parked, flight_settled, flight_started
 from django_cluster_lock.snapshots import Owner
@@ -77,36 +77,45 @@ class _Arrival:
     def run(self) -> Any:
         """Runs it, ends it with the outcome of another flight, or raises Ignore: it comes again."""
         try:
-            if self.ticket.outcome:
-                outcome = Outcome.unpacked(self.task, self.ticket.outcome)
-                if outcome:
-                    return self._settle(outcome)
-            if self.policy.scope == "queued":
-                self.flight.ground.land(Landing(self.flight.entry, ended=False, by_claim=True))
-                return self.call()
-            answer = self._take_off()
+            answer = self._decide()
         except LockUnavailable as error:
             logger.warning("flight.not_started", extra={"lock": self.ticket.name, "reason": str(error)})
-            if self.policy.on_unavailable == "run":
-                return self.call()
-            send_back(self.task, self.ticket)
-            raise self._moved_on() from error
-        return answer() if answer else self._fly()
+            if self.policy.on_unavailable == "raise" or self.ticket.outcome:
+                send_back(self.task, self.ticket)
+                raise self._moved_on() from error
+            answer = self.call
+        return answer()
 
-    def _take_off(self) -> Callable[[], Any] | None:
-        """Takes the key; what ends the message instead if it cannot have it."""
+    def _decide(self) -> Callable[[], Any]:
+        """What is to be done, once the key is ours or cannot be.
+
+        Raises:
+            LockUnavailable: that is unknown.
+        """
+        if self.ticket.outcome:
+            elsewhere = looked_up_at(self.ticket.outcome)
+            outcome = self._outcome_of(elsewhere) if elsewhere else Outcome.unpacked(self.task, self.ticket.outcome)
+            if outcome:
+                return self._settled(outcome)
+        if self.policy.scope == "queued":
+            self.flight.ground.land(Landing(self.flight.entry, ended=False, by_claim=True))
+            return self.call
+        return self._take_off()
+
+    def _take_off(self) -> Callable[[], Any]:
         ticket, flight_of = self.ticket, self.ticket.flight_of or ""
-        refused = self.policy.on_duplicate in ("skip", "raise")
+        refused = self.policy.on_duplicate in ("skip", "raise") and not self.request.retries
         if refused and flight_of not in ("", self.id):
             return partial(self._refuse, Owner(task=flight_of))
         delivery = self.request.delivery_info or {}
         copy = bool(ticket.again or ticket.turns or delivery.get("redelivered"))
+        before = self._outcome_of(ticket.after) if ticket.after else None
         message: Message | None = None
         while True:
             status, holder = self.flight.start(message, flight_of=flight_of, copy=copy)
             if status == "apart":
-                if outcome := outcome_of(self.task, flight_of):
-                    return partial(self._settle, outcome)
+                if outcome := self._outcome_of(flight_of):
+                    return self._settled(outcome)
                 flight_of = ""
             elif status == "busy":
                 if holder.task != self.id:  # else it is a copy, or an early retry
@@ -119,7 +128,9 @@ class _Arrival:
             else:
                 break
         if status == "own":
-            return None
+            self.request.update({_FLIGHT: self.flight})
+            # What was lost after it had stored its result needs no second run.
+            return before.give if before and not before.error else self._fly
         if status == "over":
             raise LockUnavailable(ticket.name, "its request was given up")
         if status == "parked":
@@ -127,21 +138,24 @@ class _Arrival:
         raise self._moved_on()
 
     def _fly(self) -> Any:
-        self.request.update({_FLIGHT: self.flight})
-        after = self.ticket.after and outcome_of(self.task, self.ticket.after)
-        if after and not after.error:  # it was lost after it had stored its result
-            return after.value
         store_started(self.task)
         flight_started.send_robust(self.task, name=self.ticket.name, task_id=self.id)
         with aborting(self.flight, self.policy):
             return self.call()
 
-    def _settle(self, outcome: Outcome) -> Any:
+    def _settled(self, outcome: Outcome) -> Callable[[], Any]:
         """Ends the message with the outcome of the flight it waited for, unless a copy of it has done so."""
         if self.ticket.again and self.flight.ground.has_ended(self.flight.entry):
             raise self._moved_on()
         flight_settled.send_robust(self.task, name=self.ticket.name, task_id=self.id)
-        return outcome.give()
+        return outcome.give
+
+    def _outcome_of(self, task_id: str) -> Outcome | None:
+        """What the result backend has. That it cannot be asked must not cost the message its run."""
+        try:
+            return outcome_of(self.task, task_id)
+        except Exception as error:
+            raise LockUnavailable(self.ticket.name, f"the result backend cannot be asked: {error}") from error
 
     def _refuse(self, holder: Owner) -> None:
         if self.policy.on_duplicate == "raise":
@@ -187,7 +201,7 @@ def _end(task: "Task[..., Any]", retval: Any = None, state: str | None = None, *
             if status == "lost":
                 logger.warning("flight.not_freed", extra={"lock": flight.name, "reason": "its lease had ended"})
         else:
-            _end_unflown(task, policy, state)
+            _end_unflown(task, policy, retval, state)
     except Exception as error:  # whatever it is, Celery has to go on
         name = Ticket.of(request.headers or {}).name
         logger.warning("flight.not_freed", extra={"lock": name, "reason": str(error)})
@@ -201,15 +215,21 @@ def _landed(task: "Task[..., Any]", flight: Flight, retval: Any, state: str | No
         return flight.land(Outcome(retval).packed(task))
     if state == states.FAILURE:
         return flight.land(Outcome(None, retval).packed(task))
-    if isinstance(retval, Reject) and retval.requeue:  # type: ignore[attr-defined]
+    if _comes_again(retval):
         return flight.land(ended=False, kept=flight.entry)
     return flight.land(ended=state is not None)  # None: the process is being stopped, and the message may come again
 
 
-def _end_unflown(task: "Task[..., Any]", policy: Policy, state: str | None) -> None:
+def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str | None) -> None:
     """A message that ends without a flight: it was settled or refused, its hook raised, or it ran without the lock."""
     request = task.request
     ticket = Ticket.of(request.headers or {})
     name = ticket.name or name_of(task, policy, request.args, request.kwargs)
     entry = entry_of(request.id or "", request.retries, request.replaced_task_nesting)
-    Ground.of(task.app, policy, name).land(Landing(entry, ended=state is not None, by_claim=True))
+    again = _comes_again(retval)
+    ended, kept = state is not None and not again, entry if again else ""
+    Ground.of(task.app, policy, name).land(Landing(entry, ended=ended, kept=kept, by_claim=True))
+
+
+def _comes_again(retval: Any) -> bool:
+    return isinstance(retval, Reject) and bool(retval.requeue)  # type: ignore[attr-defined]

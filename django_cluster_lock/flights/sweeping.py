@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery, Task, shared_task
 from celery.signals import worker_ready
+from django.core.exceptions import ImproperlyConfigured
 
 from django_cluster_lock import conf
 from django_cluster_lock.aliases import aliases
@@ -66,7 +67,11 @@ def sweep_flights(self: "Task[..., Any]", alias: str) -> None:
 def _schedule(sender: Any, **_: Any) -> None:
     policies = (getattr(task, POLICY, None) for task in sender.app.tasks.values())
     for alias in sorted({policy.alias for policy in policies if policy}):
-        interval = conf.load(alias).sweep_interval
+        try:
+            interval = conf.load(alias).sweep_interval
+        except ImproperlyConfigured as error:
+            logger.warning("flight.no_sweeps", extra={"alias": alias, "reason": str(error)})
+            continue
         if interval is not None:
             queue = next(iter(sender.app.amqp.queues.consume_from))
             sender.timer.call_repeatedly(interval, _publish, (sender.app, alias, queue, interval))

@@ -15,7 +15,7 @@ from celery.signals import task_postrun, task_prerun
 from django.dispatch import receiver
 
 import django_cluster_lock.tasks  # noqa: F401 - as `autodiscover_tasks` does
-from django_cluster_lock import current_lock, signals, single_flight
+from django_cluster_lock import LockError, LockUnavailable, current_lock, signals, single_flight
 from django_cluster_lock.flights.messages import Message
 
 app = Celery("flight-tests")
@@ -198,6 +198,22 @@ def message(task, key):
     return details | {"headers": headers, "priority": request.delivery_info["priority"], "args": request.args}
 
 
+def unreachable(task, key):
+    """Raises what the library itself raises where Redis cannot be asked."""
+    raise LockUnavailable(key, "another lock's shard is down")
+
+
+def let_go(task, key):
+    """What a run must not do with its key."""
+    refused = []
+    for attempt in (current_lock().release, current_lock().detach):
+        try:
+            attempt()
+        except LockError as error:
+            refused.append(type(error).__name__)
+    return refused
+
+
 def fence(task, key):
     current_lock().raise_if_lost()
     return current_lock().fence
@@ -207,7 +223,8 @@ ENDS = {
     end.__name__: end
     for end in (
         succeed, fail, ignore, reject, requeue, replace, retry, retry_later, retry_with_another_key,
-        lose, lose_and_query, fence, message, refuse, long, last_value, leave, vanish, stop_softly, retry_and_go_on,
+        lose, lose_and_query, fence, message, unreachable, let_go,
+        refuse, long, last_value, leave, vanish, stop_softly, retry_and_go_on,
     )
 }  # fmt: skip
 
@@ -321,9 +338,11 @@ class Hooked(Task):
             raise self.retry(countdown=0)
         if args[1] == "fail":
             raise LookupError(args[0])
+        if args[1] == "requeue" and not self.request.delivery_info["redelivered"]:
+            raise Reject(args[0], requeue=True)
 
 
-@app.task(bind=True, name="hooked", base=Hooked)
+@app.task(bind=True, name="hooked", base=Hooked, acks_late=True)
 @single_flight(key="{key}")
 def hooked(self, key, before):
     return work(self, key)
