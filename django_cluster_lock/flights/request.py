@@ -24,7 +24,7 @@ class Recovers:
     the process itself says so first, by a pidfd, before Celery's pool notices.
     """
 
-    _requeued = _recovered = False
+    _requeued = _recovered = _kept = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -37,11 +37,10 @@ class Recovers:
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         error = getattr(exc_info.exception, "exc", exc_info.exception)
-        lost = isinstance(error, WorkerLostError)
-        if lost:
+        if isinstance(error, WorkerLostError):
             self.child_died()
         answer = super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
-        if lost and self._may_come_again() and not self._requeued:
+        if self._kept and not self._requeued:  # it does not come again after all
             self._end(kept="", token=b"")
         return answer
 
@@ -60,7 +59,8 @@ class Recovers:
         """Ends the run if the child has not done so; a message that will come again keeps the key."""
         if not self._recovered:
             self._recovered = True
-            self._end(kept=self._entry if self._may_come_again() else "", token=self._run_token)
+            self._kept = self._may_come_again()
+            self._end(kept=self._entry if self._kept else "", token=self._run_token)
 
     def _may_come_again(self) -> bool:
         task: Any = self.task  # type: ignore[attr-defined]
