@@ -10,7 +10,8 @@ from django_cluster_lock import protocol, scripts
 from django_cluster_lock.aliases import Alias, aliases
 from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.wire import Inbox, pack
-from django_cluster_lock.exchange import command, learn, wait
+from django_cluster_lock.exchange import command, wait
+from django_cluster_lock.layout import learn
 from django_cluster_lock.lock import Lock
 from django_cluster_lock.names import keys_of
 

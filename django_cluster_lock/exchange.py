@@ -5,7 +5,6 @@ Redirections, failovers, missing scripts and lost connections are settled here a
 deadline. (Redis Cluster specification, "MOVED Redirection", "ASK redirection", "Multiple keys operations".)
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
@@ -24,14 +23,13 @@ from django_cluster_lock.actions import (
     SendAll,
 )
 from django_cluster_lock.errors import LockError, LockUnavailable
+from django_cluster_lock.layout import CENSUS, census_taken, keep_current, learn, needed_by, to_be_counted
 from django_cluster_lock.protocol import Batch, Call, Flow, Replies, Reply
 
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.3
-LAYOUT: list[Command] = [(b"CLUSTER", b"SLOTS"), (b"CLUSTER", b"NODES"), (b"INFO", b"replication")]
 REDIRECTIONS = 3  # that are followed without a pause
-LAYOUT_KEEPS, LAYOUT_LASTS = 0.1, 30.0  # seconds in which it is not asked for again, after which it is in any case
 
 
 def carry(flow: Flow[T], routes: Routes) -> Actions[T]:
@@ -71,8 +69,12 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
             except NoAnswer as failure:
                 outcome = failure
         if isinstance(outcome, Answer):
+            outcome = course.counted(outcome)
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
+                if course.too_few_asked():
+                    outcome = None
+                    continue
                 if rest := course.rest_after(outcome, value):
                     outcome = outcome._replace(now=(yield Pause(rest)))
                 yield from keep_current(routes, outcome.now)
@@ -91,7 +93,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
 class Course:
     """How the next attempt at a call is to be made, and what the earlier ones left behind."""
 
-    asking = in_full = layout_is_old = unanswered = False
+    asking = in_full = layout_is_old = unanswered = counts = False
     needed = 0
     first_sent: float | None = None
     pause = 0.0
@@ -124,7 +126,23 @@ class Course:
         if self.needed:
             commands.append(wait(self.needed, call.acknowledged_within))
             blocks += call.acknowledged_within
+        self.counts = to_be_counted(call, self.routes, self.node)
+        if self.counts:
+            commands += CENSUS
         return Send(self.node, commands, blocks, call.deadline)
+
+    def counted(self, answer: Answer) -> Answer:
+        """The answer without the count of replicas, which is taken over."""
+        if self.counts and self.node:
+            return census_taken(answer, self.routes, self.node)
+        return answer
+
+    def too_few_asked(self) -> bool:
+        """Whether the node turned out to have more replicas than were waited for: then it is to be done again."""
+        if self.node is None or needed_by(self.call, self.routes, self.node) <= self.needed or not self.counts:
+            return False
+        self._at_once(self.node)
+        return True
 
     def rest_after(self, answer: Answer, value: object) -> float:
         """How long to rest before the next slice: a slot on the move refuses the sleep, and must not make us spin."""
@@ -133,7 +151,8 @@ class Course:
         return min(self.call.block.seconds, LONGEST_PAUSE) if kept_awake and self.call.block else 0.0
 
     def reply(self, answer: Answer, value: object) -> Reply:
-        return replied(answer, value, self.needed, self.first_sent, unanswered=self.unanswered)
+        acks = answer.values[-1] if self.needed else 0
+        return replied(answer, value, acks, self.needed, self.first_sent, unanswered=self.unanswered)
 
     def learn(self, now: float | None = None) -> Actions[None]:
         silence = yield from learn(self.routes, now, self.call.deadline)
@@ -203,10 +222,15 @@ class Course:
 
 
 def replied(
-    answer: Answer, value: object, needed: int, first_sent: float | None = None, *, unanswered: bool = False
+    answer: Answer,
+    value: object,
+    acks: object,
+    needed: int,
+    first_sent: float | None = None,
+    *,
+    unanswered: bool = False,
 ) -> Reply:
-    """A script's answer in the protocol's terms."""
-    acks = answer.values[-1] if needed else 0
+    """A script's answer, and that of the wait for replicas, in the protocol's terms."""
     status, details = (value[0], value[1:]) if isinstance(value, list) else (value, ())
     assert isinstance(status, bytes)
     return Reply(
@@ -222,14 +246,6 @@ def replied(
     )
 
 
-def sent(send: Send) -> Actions[Answer | NoAnswer]:
-    try:
-        answer: Answer = yield send
-    except NoAnswer as failure:
-        return failure
-    return answer
-
-
 def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     """Several calls at once, one write and one WAIT to each node; those that were refused go on one by one."""
     deadline = max(call.deadline for call in batch.calls)
@@ -238,13 +254,19 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     by_node: dict[Node | None, list[int]] = defaultdict(list)
     for position, call in enumerate(batch.calls):
         by_node[routes.primary(call.keys.slot)].append(position)
-    sends = {
-        node: request_all([batch.calls[position] for position in positions], node, routes)
-        for node, positions in by_node.items()
-        if node is not None
-    }
+    sends, counting, needed = dict[Node, Send](), set[Node](), dict[int, int]()
+    for node, positions in by_node.items():
+        if node is not None:
+            calls = [batch.calls[position] for position in positions]
+            sends[node] = request_all(calls, node, routes)
+            needed.update((position, needed_by(batch.calls[position], routes, node)) for position in positions)
+            if any(to_be_counted(call, routes, node) for call in calls):
+                counting.add(node)
     outcomes: list[Answer | NoAnswer] = yield SendAll(list(sends.values()))
-    answered: dict[Node | None, Answer | NoAnswer] = dict(zip(sends, outcomes, strict=True))
+    answered: dict[Node | None, Answer | NoAnswer] = {
+        node: census_taken(outcome, routes, node) if node in counting and isinstance(outcome, Answer) else outcome
+        for node, outcome in zip(sends, outcomes, strict=True)
+    }
     for node, outcome in answered.items():
         if isinstance(outcome, NoAnswer) and node is not None:
             routes.suspect(node)
@@ -259,7 +281,11 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
             if isinstance(shared, Answer) and node is not None:
                 value = shared.values[place]
                 if not isinstance(value, Refusal):
-                    results[position] = replied(shared, value, needed_by(call, routes, node))
+                    if node in counting and needed_by(call, routes, node) > needed[position]:
+                        again.append(position)
+                        continue
+                    acks = shared.values[-1] if needed[position] else 0
+                    results[position] = replied(shared, value, acks, needed[position])
                     continue
                 if unknown and value.code == "NOSCRIPT":
                     again.append(position)  # the node has learned the script from the first that it did not know
@@ -285,6 +311,8 @@ def request_all(calls: Sequence[Call], node: Node, routes: Routes) -> Send:
     if needed:
         blocks = max(call.acknowledged_within for call in calls)
         commands.append(wait(needed, blocks))
+    if any(to_be_counted(call, routes, node) for call in calls):
+        commands += CENSUS
     return Send(node, commands, blocks, max(call.deadline for call in calls))
 
 
@@ -296,36 +324,3 @@ def command(call: Call, *, in_full: bool = False) -> Command:
 
 def wait(replicas: int, seconds: float) -> Command:
     return b"WAIT", b"%d" % replicas, b"%d" % max(seconds * 1000, 1)
-
-
-def needed_by(call: Call, routes: Routes, node: Node) -> int:
-    return routes.replicas(node) if call.replicas is None else call.replicas
-
-
-def keep_current(routes: Routes, now: float) -> Actions[None]:
-    """Learns the layout anew once in a while: replicas are added without anybody being told."""
-    if now - routes.learned_at >= LAYOUT_LASTS:
-        routes.learned_at = now  # whoever comes next need not
-        yield from learn(routes)
-
-
-def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[str | None]:
-    """Learns the layout anew from the first node that tells it before the deadline, unless that was just done.
-
-    Returns:
-        Why the last node that was asked did not tell it: nothing if it did, None if none was asked.
-    """
-    if now is not None and now - routes.learned_at < LAYOUT_KEEPS:
-        return None
-    silence = ""
-    for node in routes.candidates():
-        outcome = yield from sent(Send(node, LAYOUT, 0, 0))
-        routes.learned_at = outcome.now
-        if isinstance(outcome, NoAnswer):
-            routes.suspect(node)
-            silence = outcome.reason
-        elif routes.learn(outcome.values, node):
-            return ""
-        if outcome.now >= deadline:
-            break
-    return silence

@@ -6,6 +6,7 @@ ones too: a lease must reach each of them to survive any promotion. A standalone
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from django_cluster_lock.actions import TRANSIENT, Node, Refusal
@@ -25,6 +26,7 @@ class Topology:
         self._remap = remap
         self._primaries: list[Node | None] = [None] * SLOTS
         self._replicas: dict[Node, int] = {}
+        self._most = 0  # replicas that any node had so far
         self._suspects: dict[Node, int] = {}
         self.refused = ""  # why no node would tell the layout, if they all answered
 
@@ -39,6 +41,20 @@ class Topology:
         """How many replicas a node has; until the layout tells, as many as others: no lease may do with none."""
         known = self._replicas.get(node)
         return max(self._replicas.values(), default=0) if known is None else known
+
+    def short_handed(self, node: Node) -> bool:
+        """Whether it has fewer replicas than nodes have here, as after a failover: others may come any moment."""
+        return self.replicas(node) < self._most
+
+    def recount(self, values: Sequence[Any], asked: Node) -> None:
+        """Takes over how many replicas a node says it has: those that it knows and those that are connected."""
+        nodes, info = values
+        counts = [self.replicas(asked)]
+        with suppress(AttributeError, LookupError, ValueError):  # a refusal, or no answer of Redis
+            counts.append(_connected_replicas(info.decode()))
+        with suppress(AttributeError, LookupError, ValueError):
+            counts.append(_own_replicas(nodes.decode()))
+        self._replicas = {**self._replicas, asked: max(counts)}
 
     def moved(self, slot: int, node: Node) -> None:
         self._primaries[slot] = node
@@ -82,6 +98,7 @@ class Topology:
         if not replicas:
             return False
         self.is_cluster, self._primaries, self._replicas, self.refused = not alone, primaries, replicas, ""
+        self._most = max(self._most, *replicas.values())
         self._suspects = {node: count for node, count in self._suspects.items() if node != asked}
         return True
 
@@ -112,6 +129,12 @@ def _replicas_by_primary(nodes: str) -> dict[str, int]:
         if "slave" in flags.split(","):
             counts[primary] = counts.get(primary, 0) + 1
     return counts
+
+
+def _own_replicas(nodes: str) -> int:
+    """How many replicas the node has that tells this."""
+    (own,) = [line.split()[0] for line in nodes.splitlines() if "myself" in line.split()[2]]
+    return _replicas_by_primary(nodes)[own]
 
 
 def _connected_replicas(info: str) -> int:

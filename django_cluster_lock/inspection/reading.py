@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from django_cluster_lock.actions import Actions, Answer, Command, NoAnswer, Node, Refusal, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
-from django_cluster_lock.exchange import learn
+from django_cluster_lock.layout import learn
 from django_cluster_lock.names import (
     SLOTS,
     Keys,

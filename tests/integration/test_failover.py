@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from django_cluster_lock import LockError, LockLost, LockUnavailable, cache_lock
+from django_cluster_lock import LockError, LockLost, LockNotReplicated, LockUnavailable, cache_lock, embedded
 from tests.records import Record, in_thread, until
 
 SOCKET_TIMEOUT = 0.5
@@ -143,9 +143,33 @@ def test_no_lease_counts_that_its_replica_has_not(own_cluster, shard, record):
     until(lambda: _acquired("a"))
 
 
+def test_a_replica_that_comes_back_counts_at_once(own_cluster, shard, record):
+    """After a failover the new primary has no replica, and leases do without, until the old one comes back as such."""
+    primary = shard[0]
+    with without(own_cluster, [primary], signal.SIGKILL):
+        until(lambda: _acquired("a"))
+    own_cluster.embedded = embedded.up(own_cluster.embedded.directory)
+    with without(own_cluster, [primary], signal.SIGSTOP), pytest.raises(LockNotReplicated, match="0 of 1 replicas"):
+        cache_lock("b", tag="a").acquire(blocking_timeout=1)
+
+
+def test_a_renewal_counts_a_replica_that_comes_back(own_cluster, shard, record):
+    primary = shard[0]
+    with without(own_cluster, [primary], signal.SIGKILL):
+        lock = cache_lock("a")
+        until(lambda: _got(lock))
+        own_cluster.embedded = embedded.up(own_cluster.embedded.directory)
+    with without(own_cluster, [primary], signal.SIGSTOP):
+        until(lambda: lock.lost)
+
+
 def _acquired(name):
+    return in_thread(_got, cache_lock(name))
+
+
+def _got(lock):
     try:
-        return in_thread(lambda: cache_lock(name).acquire(blocking=False))
+        return lock.acquire(blocking=False)
     except LockUnavailable:
         return False
 

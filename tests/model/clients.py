@@ -23,10 +23,13 @@ class OneShard:
     def replicas(self, node):
         return 1
 
+    def short_handed(self, node):
+        return False
+
     def moved(self, slot, node):
         raise NotImplementedError
 
-    redirected = learn = moved
+    redirected = learn = recount = moved
 
     def suspect(self, node):
         pass

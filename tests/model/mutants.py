@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from django_cluster_lock import exchange, protocol
+from django_cluster_lock import exchange, layout, protocol
 from django_cluster_lock.actions import NoAnswer, Send
 from django_cluster_lock.protocol import Reply
 from tests.model.clients import NODE
@@ -104,7 +104,7 @@ def push_grants(monkeypatch):
         if not call.block:
             return (yield from original(call, routes, outcome))
         sleep = (b"BLPOP", call.block.key, b"%.3f" % call.block.seconds)
-        answer = yield from exchange.sent(Send(NODE, [sleep], call.block.seconds, call.deadline))
+        answer = yield from layout.sent(Send(NODE, [sleep], call.block.seconds, call.deadline))
         call.block = None
         if isinstance(answer, NoAnswer) or answer.values[0] is None:
             return (yield from original(call, routes))

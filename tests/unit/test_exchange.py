@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from django_cluster_lock import exchange, scripts
+from django_cluster_lock import exchange, layout, scripts
 from django_cluster_lock.actions import Answer, NoAnswer, Pause, Refusal, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
-from django_cluster_lock.exchange import LAYOUT
+from django_cluster_lock.layout import CENSUS, LAYOUT
 from django_cluster_lock.names import keys_of
 from django_cluster_lock.protocol import Batch, Block, Call
 
@@ -40,6 +40,7 @@ class Cluster:
         sent: the requests for scripts.
         pauses: in seconds.
         layouts: whom it was asked of.
+        census: what a node answers to the question for its replicas.
     """
 
     def __init__(self, *answers, layout=TOLD, known=True):
@@ -50,6 +51,7 @@ class Cluster:
             self.routes.learn(TOLD, A)
             self.routes.learned_at = self.now - 1
         self.sent, self.pauses, self.layouts = [], [], []
+        self.census = [b"", b""]
 
     def carry(self, call):
         flow = (
@@ -79,12 +81,13 @@ class Cluster:
             told = self.layout.get(action.node) if isinstance(self.layout, dict) else self.layout
             return Answer(told, started, self.now) if told else NoAnswer("silent", self.now, started)
         self.sent.append(action)
+        census = self.census if tuple(action.commands[-2:]) == tuple(CENSUS) else []
         values = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(values, NoAnswer):
             return NoAnswer(values.reason, self.now, values.sent and started)
         if isinstance(values, Refusal):
             values = [values for _ in action.commands]
-        return Answer(values, started, self.now)
+        return Answer([*values, *census], started, self.now)
 
     @property
     def nodes(self):
@@ -102,6 +105,61 @@ UNREACHED = NoAnswer("refused", 0.0)
 def calling(keys=OF_A[0], *, within=5.0, script=scripts.ACQUIRE, **kwargs):
     args = (b"T", b"10000", b"0", keys.member, b"", b"", b"", b"")
     return Call(keys, script, args, 1000.0 + within, **{"replicas": None, **kwargs})
+
+
+FAILED_OVER = b"""\
+c 10.0.0.3:7000@17000 myself,master - 0 0 3 connected 0-8191
+b 10.0.0.2:7000@17000 master - 0 0 2 connected 8192-16383
+a 10.0.0.1:7000@17000 master,fail - 0 0 1 disconnected
+rb 10.0.0.5:7000@17000 slave b 0 0 2 connected
+"""
+COME_BACK = FAILED_OVER.replace(b"master,fail -", b"slave c")
+
+
+def short_handed(*answers, nodes, info=b""):
+    """Routes by which C is a primary without replicas, as after a failover, though it may have one by now."""
+    slots = [[0, 8191, [b"10.0.0.3", 7000, b"c", []]], SLOTS[1]]
+    cluster = Cluster(*answers, layout=[slots, FAILED_OVER, b""])
+    cluster.routes.learn(cluster.layout, C)
+    cluster.census = [nodes, info]
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("nodes", "info"),
+    [
+        (COME_BACK, b"connected_slaves:0"),
+        (FAILED_OVER, b"connected_slaves:1"),
+        (Refusal("NOPERM"), b"connected_slaves:1"),
+    ],
+    ids=["known", "connected", "connected, the rest not to be asked"],
+)
+def test_a_replica_that_came_back_counts_at_once(nodes, info):
+    cluster = short_handed([OWN], [OWN, 1], nodes=nodes, info=info)
+    reply = cluster.carry(calling())
+    assert (reply.acks, reply.needed) == (1, 1)
+    assert cluster.names(0) == [b"EVALSHA", b"CLUSTER", b"INFO"]
+    assert cluster.names(1) == [b"EVALSHA", b"WAIT"]  # all that there should be are there again
+
+
+def test_without_replicas_none_is_waited_for():
+    cluster = short_handed([OWN], nodes=FAILED_OVER, info=b"connected_slaves:0")
+    reply = cluster.carry(calling())
+    assert (reply.acks, reply.needed) == (0, 0)
+    assert len(cluster.sent) == 1
+
+
+def test_a_batch_counts_a_replica_that_came_back():
+    cluster = short_handed([OWN, OWN], [OWN, OWN, 1], nodes=COME_BACK)
+    replies = cluster.carry(Batch([calling(OF_A[0]), calling(OF_A[1])]))
+    assert [(reply.acks, reply.needed) for reply in replies] == [(1, 1), (1, 1)]
+    assert cluster.names() == [b"EVALSHA", b"EVALSHA", b"WAIT"]
+
+
+def test_only_leases_that_all_replicas_must_have_are_counted_for():
+    cluster = short_handed([OWN], nodes=COME_BACK)
+    cluster.carry(calling(replicas=0))
+    assert cluster.names() == [b"EVALSHA"]
 
 
 def test_one_request_for_one_answer():
@@ -448,7 +506,7 @@ def test_a_layout_that_grew_old_is_learnt_anew(call):
     cluster = Cluster([OWN, 1], layout=[SLOTS, one_more, b""])
     cluster.carry(call)
     assert cluster.layouts == []
-    cluster.now += exchange.LAYOUT_LASTS
+    cluster.now += layout.LAYOUT_LASTS
     cluster.carry(call)
     assert len(cluster.layouts) == 1
     assert cluster.routes.replicas(A) == 2
