@@ -106,6 +106,11 @@ class Proxy:
             self._rules.append(rule)
         return rule
 
+    def spare(self, rule):
+        """Takes one rule back."""
+        with self._guard:
+            self._rules.remove(rule)
+
     def heal(self):
         """Lets everything pass again."""
         with self._guard:

@@ -1,0 +1,31 @@
+"""Clocks of servers that step."""
+
+from tests.faults.kinds.failovers import Failover
+
+BEYOND = 3.0  # seconds
+
+
+class ClockStepped(Failover):
+    """One node's clock steps, then its replica, whose clock did not, takes over; then it steps back."""
+
+    name = "clock of a primary steps by less than CLOCK_SKEW, then it fails over"
+
+    @classmethod
+    def why_not(cls, world):
+        return "" if world.nodes.has_clocks else "no libfaketime (Debian: faketime)"
+
+    def inject(self):
+        self._undo.append(lambda: self.nodes.step(self.primary, 0))
+        self.nodes.step(self.primary, self.random.choice((-1, 1)) * self.distance())
+        super().inject()
+
+    def distance(self):
+        return 0.8 * self.world.skew
+
+
+class ClockStrayed(ClockStepped):
+    name = "clock of a primary steps by more than CLOCK_SKEW, then it fails over"
+    holds = False
+
+    def distance(self):
+        return BEYOND

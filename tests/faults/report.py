@@ -1,0 +1,185 @@
+"""The account of a run, for the documentation."""
+
+import os
+import platform
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from importlib.metadata import version
+
+from tests.faults.checker import ALLOWANCE, ON_ITS_WAY, PATIENCE
+from tests.faults.contestants import CONTESTANTS
+
+# For how long after a fault its consequences may show: the longest lease of the clients, and CLOCK_SKEW.
+AFTERMATH = 9.0
+HEAD = """\
+# Faults
+
+Written by `{command}`: every figure of this page comes from one run.
+
+A cluster of three primaries and three replicas ({server}, `cluster-node-timeout` 2 s) is harmed for {minutes:.0f}
+minutes, several shards at once, while {clients} client processes use its locks; client processes that are killed are
+replaced. Each client writes down, by the machine's monotonic clock, when it asked for a lock, when it got it, until
+when its handle called the lease valid, and when it gave it back. A checker knows these files, the journal of a
+database ({database}) and the faults, and nothing else. Seed {seed}; Python {python}, redis {redis}, {cores} cores.
+
+Two promises are tested, see [guarantees](explanation/guarantees.md). The first, mutual exclusion, does not cover the
+faults that are marked *outside*: what overlaps after them is counted apart. The second, that no stale write lands,
+covers all.
+
+"""
+VERDICT = """\
+## The verdict
+
+| | {labels} |
+|---|{rules}|
+"""
+MEANING = f"""
+*Overlaps*: two holders of one lock whose handles both called their leases valid at the same time; *outside of promise
+1* where such a fault met the first of the two leases, while it was held or {ON_ITS_WAY:g} s before. *Fence out of
+order*: a lease whose fence is not above that of every earlier one. *Stale*: a commit whose fence is below one already
+committed, or that had not read the commit before it. *Hangs*: an `acquire` that returned more than {ALLOWANCE:g} s
+after the caller's time (of a call that is not to wait: {PATIENCE:g} s), or never; what its process was paused is not
+counted. *Overtaken*: a waiter that somebody overtook who had come later, at a time without a fault nearby. *Other
+errors*: exceptions that are none of the lock's own.
+
+The controls stand in the same run, under the same faults, and have to fail: if they do not, the faults were too mild.
+redis-py's holder counts on its lock from before the request that got it; its lock has no fences and no queue.
+
+"""
+KINDS = """\
+## By kind of fault
+
+*Leases*: granted with REPLICAS auto on what the fault touches, from its beginning until all was whole again. What is
+wrong is counted with the last fault that touched its lock or client, {aftermath:g} s after its end at most; what only a
+fault outside of promise 1 can explain, with that. Stale writes of the controls need no fault: their holders write
+whether or not their lease is over.
+
+| fault | promise 1 | times | leases | overlaps | stale | hangs | controls: overlaps | controls: stale |
+|---|---|---:|---:|---:|---:|---:|---:|---:|
+"""
+LATENCY = """\
+
+## A shard that is gone
+
+Both nodes of one shard are killed, or stalled, while somebody goes on asking for its locks. What an uncontended
+`acquire` takes, with one replica acknowledged, on the other shards, from that moment on:
+
+| the other shard is | median ms | p99 ms | median, of healthy | p99, of healthy |
+|---|---:|---:|---:|---:|
+"""
+PICTURE = """\
+
+## Over time
+
+![The faults of each shard, and the leases granted each second]({name})
+"""
+
+
+def page(run, verdicts, kinds, *, command, seed, picture):
+    """The page, as text of many lines."""
+    posts = {attempt.client for attempt in run.history.attempts} - run.history.deaths.keys()
+    yield HEAD.format(
+        command=command,
+        server=run.server,
+        minutes=(run.history.end - run.began) / 60,
+        clients=len(posts),
+        database=run.database,
+        seed=seed,
+        python=platform.python_version(),
+        redis=version("redis"),
+        cores=os.cpu_count(),
+    )
+    yield from verdict_table(verdicts)
+    yield MEANING
+    yield KINDS.format(aftermath=AFTERMATH)
+    yield from kind_rows(run, verdicts, kinds)
+    if run.failures:
+        yield f"\n{len(run.failures)} more faults did not go as they were meant to, and count as outside.\n"
+    if run.latency:
+        yield LATENCY
+        for name, median, worst, *ratios in run.latency.rows():
+            yield f"| {name} | {median * 1e3:.2f} | {worst * 1e3:.2f} | {ratios[0]:.2f}x | {ratios[1]:.2f}x |\n"
+    yield PICTURE.format(name=picture)
+
+
+def verdict_table(verdicts):
+    here = [each for each in CONTESTANTS.values() if each.name in verdicts]
+    found = [verdicts[each.name] for each in here]
+    yield VERDICT.format(labels=" | ".join(each.label for each in here), rules="|".join("---:" for _ in here))
+    rows = {
+        "leases granted": [each.leases for each in found],
+        "**overlaps**": [len(each.overlaps) for each in found],
+        "overlaps, outside of promise 1": [len(each.overlaps_outside) for each in found],
+        "**fences out of order**": [len(each.disorder) if each.fences else "none at all" for each in found],
+        "transactions committed": [each.commits for each in found],
+        "**stale**": [len(each.stale) for each in found],
+        "transactions refused (StaleFence, LockLost)": [each.refused.total() for each in found],
+        "**hangs**": [len(each.hangs) for each in found],
+        "waiters in order": [each.in_order for each in found],
+        "**overtaken**": [len(each.overtaken) for each in found],
+        "other errors": [len(each.errors) for each in found],
+    }
+    for name, values in rows.items():
+        yield f"| {name} | {' | '.join(f'{value:,}' if isinstance(value, int) else value for value in values)} |\n"
+
+
+def kind_rows(run, verdicts, kinds):
+    ours, controls = verdicts["auto"], [verdict for name, verdict in verdicts.items() if name != "auto"]
+    causes = {
+        "overlaps": causes_of_overlaps([ours], run),
+        "stale": by_cause(ours.stale, run.history.happenings),
+        "hangs": by_cause(ours.hangs, run.history.happenings),
+        "their overlaps": causes_of_overlaps(controls, run),
+        "their stale": by_cause([each for other in controls for each in other.stale], run.history.happenings),
+    }
+    leases = leases_under(run)
+    for kind in kinds:
+        promise = "holds" if kind.holds else "*outside*"
+        if reason := run.not_run.get(kind.name):
+            yield f"| {kind.name} | {promise} | not run: {reason} | | | | | | |\n"
+            continue
+        times = sum(happening.kind == kind.name for happening in run.history.happenings)
+        counts = " | ".join(str(cause[kind.name]) for cause in causes.values())
+        yield f"| {kind.name} | {promise} | {times} | {leases[kind.name]:,} | {counts} |\n"
+    unexplained = [str(cause[""]) for cause in causes.values()]
+    yield f"| *none of them nearby* | | | | {' | '.join(unexplained)} |\n"
+    yield f"| **all** | | **{len(run.history.happenings) - len(run.failures)}** | | | | | | |\n"
+
+
+def causes_of_overlaps(verdicts, run):
+    """Those that only a fault outside of promise 1 excuses are one's."""
+    happenings = run.history.happenings
+    outside = [happening for happening in happenings if not happening.holds]
+    within = by_cause([each for verdict in verdicts for each in verdict.overlaps], happenings)
+    return within + by_cause([each for verdict in verdicts for each in verdict.overlaps_outside], outside)
+
+
+def by_cause(findings, happenings):
+    """How many of what is wrong each kind may have caused: the last fault before it that touched its lock or client."""
+    counts = Counter()
+    for finding in findings:
+        near = [
+            happening
+            for happening in happenings
+            if happening.injected <= finding.at <= happening.over + AFTERMATH
+            and (finding.lock in happening.locks or set(finding.clients) & set(happening.clients))
+        ]
+        counts[max(near, key=lambda happening: happening.injected).kind if near else ""] += 1
+    return counts
+
+
+def leases_under(run):
+    """How many leases were granted with REPLICAS auto while faults of each kind lasted, on what they touched."""
+    granted = defaultdict(list)
+    for attempt in run.history.attempts:
+        if attempt.contestant == "auto" and attempt.outcome == "granted":
+            granted[attempt.lock].append(attempt.returned)
+            granted[attempt.client].append(attempt.returned)
+    for times in granted.values():
+        times.sort()
+    counts = defaultdict(int)
+    for happening in run.history.happenings:
+        for touched in happening.locks or happening.clients:
+            times = granted[touched]
+            counts[happening.kind] += bisect_right(times, happening.over) - bisect_left(times, happening.injected)
+    return counts

@@ -1,0 +1,135 @@
+"""One run: a cluster and its clients, harmed for a while; and what came of it."""
+
+import itertools
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from django.core.management import call_command
+from django.db import connections
+
+from tests.faults import client, history, workloads
+from tests.faults.contestants import CONTESTANTS
+from tests.faults.crew import HERE, THERE, Crew, Post
+from tests.faults.database import commits, database
+from tests.faults.history import History
+from tests.faults.kinds.table import KINDS
+from tests.faults.namespace import Links
+from tests.faults.nodes import SHARDS, Nodes, home_of, slot_of
+from tests.faults.proxy import Proxy
+from tests.faults.world import Harm, World
+
+SKEW = 0.5
+WARM_UP, COOL_DOWN = 4.0, 3.0  # seconds without faults
+LOCKS = {"exclusive": 10, "queue": 1, "register": 3}  # of each shard, by workload
+CREW = (
+    Post("auto", "exclusive"),
+    Post("auto", "exclusive"),
+    Post("auto", "exclusive", THERE),
+    Post("auto", "exclusive", proxied=True),
+    Post("auto", "queue", threads=3),
+    Post("auto", "queue", threads=3),
+    Post("auto", "queue", THERE, threads=2),
+    *(Post(name, "register", source, threads=3) for name in CONTESTANTS for source in (HERE, THERE)),
+)
+SMALL_CREW = (
+    Post("auto", "exclusive"),
+    Post("auto", "exclusive", THERE),
+    Post("auto", "queue", threads=2),
+    *(Post(name, "register", source, threads=3) for name in CONTESTANTS for source in (HERE, THERE)),
+)
+
+
+@dataclass
+class Run:
+    """What a run leaves: what happened, which kinds were not run and why, and what went wrong with the faults."""
+
+    history: History
+    began: float
+    server: str
+    database: str
+    not_run: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    latency: object = None
+
+
+def names():
+    """The locks by workload, for each of them those of each shard."""
+    homes = {workload: [[] for _ in range(SHARDS)] for workload in LOCKS}
+    for workload, count in LOCKS.items():
+        number = 0
+        while any(len(home) < count for home in homes[workload]):
+            lock = f"{workload}:{number}"
+            home = homes[workload][home_of(slot_of(lock))]
+            if len(home) < count:
+                home.append(lock)
+            number += 1
+    return homes
+
+
+def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_links="", after=None):
+    """Lets faults happen for that many seconds.
+
+    Args:
+        rounds: how many times each kind happens at most.
+        whole_links: why links cannot be cut; empty if they can.
+        after: called with the world at the end, when the clients are gone; its result is the run's `latency`.
+    """
+    logs = folder / "logs"
+    logs.mkdir()
+    locks = names()
+    by_shard = [[lock for homes in locks.values() for lock in homes[shard]] for shard in range(SHARDS)]
+    with ExitStack() as stack:
+        nodes = Nodes(folder)
+        stack.callback(nodes.close)
+        proxy = Proxy(nodes.cluster.ports)
+        stack.callback(proxy.close)
+        task = {
+            "urls": nodes.urls,
+            "skew": SKEW,
+            "seed": seed,
+            "divided": not whole_links,
+            "database": stack.enter_context(database(folder)),
+            "proxied": {},
+            "source": "",
+        }
+        client.configure(task)
+        call_command("migrate", verbosity=0)
+        stack.callback(connections.close_all)
+        registers = itertools.chain(*locks["register"])
+        workloads.create_tables([f"{name} {lock}" for lock in registers for name in CONTESTANTS])
+        team = Crew(logs, task, locks, {port: proxy.remap(("", port))[1] for port in proxy.ports})
+        stack.callback(team.close)
+        contestants = sorted({post.contestant for post in crew})
+        world = World(
+            nodes, Links(), proxy, team, locks=by_shard, contestants=contestants, skew=SKEW, whole_links=whole_links
+        )
+        not_run = {kind.name: reason for kind in kinds if (reason := kind.why_not(world))}
+        began = time.monotonic()
+        for post in crew:
+            team.hire(post)
+        time.sleep(WARM_UP)
+        possible = [kind for kind in kinds if kind.name not in not_run]
+        Harm(world, possible, seed, seconds, rounds).run()
+        time.sleep(COOL_DOWN)
+        late = team.dismiss()
+        told = History(
+            attempts=history.read(logs),
+            happenings=world.happenings,
+            commits=commits(),
+            pauses={member.name: member.pauses for member in team.members},
+            deaths={member.name: member.died for member in team.members if member.died},
+            warm=began + WARM_UP,
+            end=time.monotonic(),
+        )
+        return Run(
+            told,
+            began,
+            server=nodes.version(),
+            database=connections["default"].display_name,
+            not_run=not_run,
+            failures=world.failures,
+            late=late,
+            latency=after(world) if after else None,
+        )
