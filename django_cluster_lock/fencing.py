@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from django.db import router, transaction
 from django.http import HttpRequest
@@ -18,6 +18,7 @@ from django_cluster_lock.protocol import Call, Flow, Grant, Reply
 if TYPE_CHECKING:
     from django_cluster_lock.fences.rows import Claim
 
+T = TypeVar("T")
 Text: TypeAlias = str | bytes
 Value: TypeAlias = str | bytes | int | float
 _LOCKS = "_cluster_locks"
@@ -54,8 +55,8 @@ class Fencing(Holding):
         if others:
             raise ValueError(f"{self!r} holds several locks; a guarded write is under one of them")
         grant, turn = lease.grant, lease.turn
-        also = (grant.keys.guard, *(_in_slot(key, grant.keys) for key in keys))
-        sent = (b"%d" % grant.fence, grant.token, lease.session, b"%d" % turn, *map(_encoded, args))
+        also = (grant.keys.guard, *(_in_slot(key, grant.keys) for key in _several("keys", keys)))
+        sent = (b"%d" % grant.fence, grant.token, lease.session, b"%d" % turn, *map(_encoded, _several("args", args)))
         deadline = min(lease.valid_until, now + self._alias.patience)
         call = Call(
             grant.keys,
@@ -105,6 +106,13 @@ def _result(grant: Grant, reply: Reply) -> Any:
     if reply.acks < reply.needed:
         raise LockNotReplicated(name, f"it is written, but {reply.acks} of {reply.needed} replicas have it")
     return told
+
+
+def _several(argument: str, given: Sequence[T]) -> Sequence[T]:
+    """The sequence, or an error if it is a string, which is one too."""
+    if isinstance(given, str | bytes):
+        raise TypeError(f"{argument} has to be a list, not one {type(given).__name__}: write [{given!r}]")
+    return given
 
 
 def _in_slot(key: Text, lock: Keys) -> bytes:

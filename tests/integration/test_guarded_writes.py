@@ -122,6 +122,10 @@ def test_what_cannot_be_written(on_cluster, prefix, key):
             lock.guarded_set(key, None)
         with pytest.raises(TypeError, match="not bool: True"):
             lock.guarded_set(key, True)
+        with pytest.raises(TypeError, match=r"keys has to be a list, not one str: write \['shop'\]"):
+            lock.guarded(APPEND, "shop", [1])
+        with pytest.raises(TypeError, match=r"args has to be a list, not one bytes: write \[b'50'\]"):
+            lock.guarded(APPEND, [key], b"50")
         with pytest.raises(ValueError, match="timeout must be a positive number"):
             lock.guarded_set(key, 1, timeout=0)
     with pytest.raises(LockNotHeld):
