@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from django_cluster_lock.errors import LockNotReplicated as LockNotReplicated
     from django_cluster_lock.errors import LockTimeout as LockTimeout
     from django_cluster_lock.errors import LockUnavailable as LockUnavailable
+    from django_cluster_lock.errors import NotFencedOff as NotFencedOff
     from django_cluster_lock.errors import StaleFence as StaleFence
     from django_cluster_lock.flights.decorator import single_flight as single_flight
     from django_cluster_lock.guards import cache_lock as cache_lock
@@ -38,6 +39,7 @@ _HOMES = {
             "LockNotReplicated",
             "LockTimeout",
             "LockUnavailable",
+            "NotFencedOff",
             "StaleFence",
         ),
         "errors",

@@ -97,6 +97,16 @@ class StaleFence(LockError):
     hint = "Nothing was written; start again with a new lease."
 
 
+class NotFencedOff(LockError):
+    """The database could not be told to refuse a lock's holder, so that its lease was not ended."""
+
+    problem = "was not released, since its holder could not be fenced off"
+    hint = (
+        "End the holder's transaction or bring the database back; or release it in Redis alone: "
+        "'manage.py locks release --no-fence', or fence=False."
+    )
+
+
 class DuplicateFlight(LockError):
     """A flight of this task and key is already under way.
 

@@ -2,18 +2,8 @@
 
 from django.db import Error
 
-from django_cluster_lock.errors import LockError
+from django_cluster_lock.errors import NotFencedOff
 from django_cluster_lock.snapshots import LockSnapshot
-
-
-class NotFencedOff(LockError):
-    """The database could not be told to refuse a lock's holder, so that its lease was not ended."""
-
-    problem = "was not released, since its holder could not be fenced off"
-    hint = (
-        "End the holder's transaction or bring the database back; or release it in Redis alone: "
-        "'manage.py locks release --no-fence', or fence=False."
-    )
 
 
 def fence_off(alias: str, prefix: str, lock: LockSnapshot) -> None:

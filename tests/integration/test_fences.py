@@ -27,6 +27,7 @@ from django_cluster_lock import (
     LockError,
     LockLost,
     LockNotHeld,
+    NotFencedOff,
     StaleFence,
     cache_lock,
     current_lock,
@@ -38,7 +39,6 @@ from django_cluster_lock.aliases import aliases
 from django_cluster_lock.fences import blocks, rows
 from django_cluster_lock.fences.models import Fence
 from django_cluster_lock.fences.sql import DAY
-from django_cluster_lock.inspection.evicting import NotFencedOff
 from tests import postgres
 from tests.programs import Program
 from tests.records import PATIENCE, until

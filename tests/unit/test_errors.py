@@ -18,6 +18,7 @@ from django_cluster_lock.errors import (
     LockNotReplicated,
     LockTimeout,
     LockUnavailable,
+    NotFencedOff,
     StaleFence,
 )
 
@@ -26,7 +27,7 @@ ARGS = ("invoice:42", "1 of 2 replicas acknowledged it", "web1, pid 7")
 
 
 def test_all_are_here():
-    assert len(ALL) == 9
+    assert len(ALL) == 10
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -77,7 +78,7 @@ def test_is_caught_by(kind, parents):
             raise kind("a")
 
 
-@pytest.mark.parametrize("kind", [LockUnavailable, LockNotReplicated, StaleFence, DuplicateFlight])
+@pytest.mark.parametrize("kind", [LockUnavailable, LockNotReplicated, StaleFence, NotFencedOff, DuplicateFlight])
 def test_no_form_takes_it_for_a_validation_error(kind):
     assert not issubclass(kind, ValueError)
 

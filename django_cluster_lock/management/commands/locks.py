@@ -19,9 +19,8 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from django_cluster_lock import embedded, fences, servers
 from django_cluster_lock.conf import DEFAULT_ALIAS
-from django_cluster_lock.errors import LockUnavailable
+from django_cluster_lock.errors import LockUnavailable, NotFencedOff
 from django_cluster_lock.inspection import Locks, locks
-from django_cluster_lock.inspection.evicting import NotFencedOff
 from django_cluster_lock.management.tables import duration, escaped, table
 from django_cluster_lock.snapshots import Finding, ForcedRelease, LockSnapshot, Unread
 
