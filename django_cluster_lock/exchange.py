@@ -209,7 +209,7 @@ class Course:
         self.blocking = self.asking = self.layout_is_old = False
 
     def _later(self, reason: str, now: float) -> None:
-        if self.call.once or now >= self.call.deadline:
+        if (self.call.once and self.unanswered) or now >= self.call.deadline:
             raise self._unavailable(reason)
         self._at_once(None)
         self.pause, self.layout_is_old = self._backoff, True

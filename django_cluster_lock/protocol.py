@@ -62,7 +62,8 @@ class Call:
 
     Args:
         replicas: how many must acknowledge what it wrote; None for all that the shard has.
-        deadline: when to give up trying, on the monotonic clock, but after one attempt at least; ``once``: at most one.
+        deadline: when to give up trying, on the monotonic clock, but after one attempt at least.
+        once: it is not sent again once it was sent without an answer.
     """
 
     keys: Keys

@@ -293,6 +293,22 @@ def test_a_release_into_an_open_slot(own_cluster, record, shard, target, held_an
     state.finish()
 
 
+def test_a_guarded_write_into_an_open_slot(own_cluster, record, shard, target, actors):
+    """The note of its fence has moved, its own key has not: it is done once that is over, and once only."""
+    writer, lock, slot, key = actors(), cache_lock("a"), record.keys.slot, "{a}:total"
+    writer.do(lock, "acquire")
+    writer.do(lock, "guarded_set", key, 5)
+    with migrating(own_cluster, slot, shard[0], target):
+        assert moved(own_cluster, slot, shard[0], target, only=record.keys.guard)
+        written = writer.start(lock, "guarded", "return redis.call('INCR', KEYS[1])", [key])
+        until(lambda: "errorstat_TRYAGAIN" in own_cluster.node(shard[0]).info("errorstats"))
+        assert not written.done()
+        assert moved(own_cluster, slot, shard[0], target)
+        assert written.result(20) == 6
+    writer.do(lock, "release")
+    assert record.client.get(key) == "6"
+
+
 def _calls(server, ports):
     """How many scripts and sleeps were begun on the nodes so far."""
     stats = [server.node(port).info("commandstats") for port in ports]

@@ -300,7 +300,7 @@ def test_nodes_that_send_to_each_other_for_ever_come_to_an_end():
     assert len(cluster.sent) < 30, "after a few at once, with pauses"
 
 
-def test_redirections_are_followed_by_what_is_tried_once():
+def test_redirections_are_followed_by_what_is_sent_once():
     cluster = Cluster(Refusal(f"MOVED {OF_A[0].slot} 10.0.0.2:7000"), Refusal("NOSCRIPT"), [b"released"])
     assert cluster.carry(calling(script=scripts.RELEASE, replicas=0, once=True, within=0)).status == b"released"
 
@@ -338,10 +338,22 @@ class TestTransient:
         assert 1002.0 <= cluster.now < 1002.5
         assert max(cluster.pauses) <= exchange.LONGEST_PAUSE
 
-    def test_not_what_is_tried_once(self, refusal):
+    def test_so_is_what_is_sent_once_since_nothing_ran(self, refusal):
+        cluster = Cluster(Refusal(refusal), Refusal(refusal), [OWN, 1])
+        assert cluster.carry(calling(once=True)).status == b"own"
+        assert len(cluster.sent) == 3
+
+    def test_not_after_a_request_without_an_answer(self, refusal):
+        cluster = Cluster(Refusal(refusal), UNHEARD)
+        with pytest.raises(LockUnavailable, match=UNHEARD.reason) as caught:
+            cluster.carry(calling(once=True))
+        assert caught.value.unanswered
+        assert len(cluster.sent) == 2
+
+    def test_not_past_the_deadline(self, refusal):
         cluster = Cluster(Refusal(refusal))
         with pytest.raises(LockUnavailable):
-            cluster.carry(calling(once=True))
+            cluster.carry(calling(once=True, within=-1000.0))
         assert len(cluster.sent) == 1
 
 
@@ -391,7 +403,7 @@ def test_silence_until_the_deadline(silence, unanswered, once):
     with pytest.raises(LockUnavailable, match=silence.reason) as caught:
         cluster.carry(calling(within=2.0, once=once))
     assert caught.value.unanswered is unanswered
-    assert (len(cluster.sent) == 1) is once
+    assert (len(cluster.sent) == 1) is (once and unanswered)
     assert cluster.now < 1002.5
 
 
@@ -536,7 +548,7 @@ def test_those_without_an_answer_are_repeated_and_remembered():
     ]
 
 
-def test_what_is_tried_once_is_not_repeated_in_a_batch():
+def test_what_is_sent_once_is_not_repeated_in_a_batch():
     cluster = Cluster(UNHEARD)
     replies = cluster.carry(batch(OF_A[0], OF_A[1], once=True))
     assert [reply.unanswered for reply in replies] == [True, True]
