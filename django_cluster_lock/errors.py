@@ -91,9 +91,9 @@ class LockNotReplicated(LockUnavailable):
 
 
 class StaleFence(LockError):
-    """A later lease of this lock has already written: this one must not."""
+    """The lease may not write: a later one has, or it was ended by force, or it is too old for that to be known."""
 
-    problem = "has a newer holder that already wrote"
+    problem = "refused a write of this lease"
     hint = "Nothing was written; start again with a new lease."
 
 

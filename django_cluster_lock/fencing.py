@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 from django_cluster_lock import fences, protocol, scripts
 from django_cluster_lock.arguments import positive
-from django_cluster_lock.errors import LockError, LockLost, LockNotReplicated, LockUnavailable, StaleFence
+from django_cluster_lock.errors import LockError, LockNotReplicated, LockUnavailable, StaleFence
 from django_cluster_lock.holding import Holding
 from django_cluster_lock.names import Keys, slot_of
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply
@@ -39,9 +39,9 @@ class Fencing(Holding):
             using: the database; by default the one that the routers have for the table of fences.
 
         Raises:
-            StaleFence: a later lease has written, or this one was ended by force. Nothing is written.
-            LockLost, LockNotHeld: the lease has ended, before the block or before its commit; or it is older than
-                3.5 days. Nothing is written.
+            StaleFence: a later lease has written, or this one was ended by force, or is older than 3.5 days. Nothing is
+                written.
+            LockLost, LockNotHeld: the lease has ended, before the block or before its commit. Nothing is written.
             RuntimeError: a transaction is open already.
             django.core.exceptions.ImproperlyConfigured: the app is not installed, or its table is missing.
         """
@@ -49,7 +49,7 @@ class Fencing(Holding):
             yield
 
     def _guarding(self, script: str, keys: Sequence[Text], args: Sequence[Value]) -> Flow[Any]:
-        """Runs a script behind the guard: one attempt, since a repeated one might do it twice."""
+        """Runs a script behind the guard: not again where it may have run, since that might do it twice."""
         self.raise_if_lost()
         (lease, *others), now = self._held(), time.monotonic()
         if others:
@@ -98,9 +98,11 @@ def _result(grant: Grant, reply: Reply) -> Any:
     if reply.status == b"failed":
         raise LockError(name, f"the guarded script: {_shown(told)}")
     if reply.status == b"late":
-        raise LockUnavailable(name, "the write came after a later one of the same lease, and was not done")
+        raise StaleFence(
+            name, "a later one of the lease has overtaken it, from here or from where attach() took it over"
+        )
     if reply.status == b"stale" and told == b"0":
-        raise LockLost(name, "its lease is older than 3.5 days by the server's clock, and fences are not kept for ever")
+        raise StaleFence(name, "it is older than 3.5 days by the server's clock, and fences are not kept for ever")
     if reply.status == b"stale":
         raise StaleFence(name, f"its fence is {grant.fence}, but {_shown(told)} has been shown")
     if reply.acks < reply.needed:

@@ -111,15 +111,15 @@ class Lock(Fencing):
     def guarded(self, script: str, keys: Sequence[Text] = (), args: Sequence[Value] = ()) -> Any:
         """Runs a Lua script on keys beside the lock, unless a later lease of it has written there this way.
 
-        It is sent once: if its answer is lost, it may or may not have been done. A request that is late is never done
-        after a later one, of this lease or another.
+        It is tried again only as long as it cannot have run: if its answer is lost, it may or may not have been done,
+        and may yet be. It never is after one that began since its answer was missed, or after one of a later lease.
 
         Args:
             script: sees these keys and arguments as KEYS and ARGV; what it returns is the result, strings as bytes.
             keys: what it uses. Their hash tag is the lock's, as given by ``tag``.
 
         Raises:
-            StaleFence: a later lease has written. Nothing is done.
+            StaleFence: a later lease has written, or this one since, or it is older than 3.5 days. Nothing is done.
             LockNotHeld, LockLost: the lease has ended. Nothing is done.
             LockUnavailable: no answer came. LockNotReplicated: it is done, but too few replicas acknowledged it.
             LockError: the script failed; Redis takes nothing back of what it had done before.

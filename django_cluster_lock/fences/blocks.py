@@ -24,7 +24,7 @@ def atomic(claims: Sequence[Claim], using: str | None = None) -> Iterator[None]:
         using: the database; by default the one that the routers have for the table of fences.
 
     Raises:
-        StaleFence, LockLost: as `show`.
+        StaleFence: as `show`.
         RuntimeError: a transaction is open already.
         django.core.exceptions.ImproperlyConfigured: the table is missing.
     """

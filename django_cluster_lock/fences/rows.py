@@ -13,7 +13,7 @@ from django.db import DatabaseError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from django_cluster_lock.errors import LockLost, StaleFence
+from django_cluster_lock.errors import StaleFence
 from django_cluster_lock.fences.models import Fence
 from django_cluster_lock.fences.sql import AGE, DAY, KEPT, LONGEST, TABLE, dialect_of, is_passing
 
@@ -55,8 +55,8 @@ def show(claims: Sequence[Claim], using: str) -> None:
     """Shows fences to the database, in its open transaction: their rows stay locked until that ends.
 
     Raises:
-        StaleFence: a later lease has shown its own, or this one was ended by force.
-        LockLost: the lease is so old that a later one's may have been forgotten.
+        StaleFence: a later lease has shown its own, or this one was ended by force, or it is so old that a later one's
+            may have been forgotten.
     """
     connection = connections[using]
     dialect = dialect_of(connection)
@@ -84,7 +84,7 @@ def evict(claim: Claim, using: str) -> None:
             if patience := dialect_of(connection).patience:
                 with connection.cursor() as cursor:
                     cursor.execute(patience)
-            with suppress(StaleFence, LockLost):  # it is refused already
+            with suppress(StaleFence):  # it is refused already
                 show([claim._replace(token=EVICTED)], using)
 
     retried(refuse, connections[using])
@@ -130,12 +130,12 @@ def retried(function: Callable[[], T], connection: BaseDatabaseWrapper) -> T:
     raise AssertionError
 
 
-def _refusal(claim: Claim, using: str) -> StaleFence | LockLost:
+def _refusal(claim: Claim, using: str) -> StaleFence:
     row = Fence.objects.using(using).filter(digest=claim.digest, fence__gte=claim.fence).first()
     if row is None:
-        return LockLost(
+        return StaleFence(
             claim.name,
-            f"its lease is older than {AGE / DAY:g} days by the database's clock, and fences are not kept for ever",
+            f"it is older than {AGE / DAY:g} days by the database's clock, and fences are not kept for ever",
         )
     if row.fence == claim.fence and bytes(row.token) == EVICTED:
         return StaleFence(claim.name, f"the lease with the fence {claim.fence} was ended by force")

@@ -164,7 +164,7 @@ def test_the_state_outlives_any_lease_that_could_be_stale(on_cluster, prefix, ke
         (lease,) = lock._find()
         lease.grant = lease.grant._replace(fence=lease.grant.fence - AGE - 10**9)
         on_cluster.admin().delete(state)
-        with pytest.raises(LockLost, match=r"older than 3\.5 days"):
+        with pytest.raises(StaleFence, match=r"older than 3\.5 days"):
             lock.guarded_set(key, 2)
     assert on_cluster.admin().get(key) == "1"
     assert locks["default"].verify().findings == ()
@@ -231,6 +231,20 @@ def test_a_lease_that_is_handed_on_and_back_goes_on_writing(on_cluster, key, arr
     assert arrive(late) == "late"
     lock.release()
     assert on_cluster.admin().lrange(key, 0, -1) == ["0", "1", "2", "3"]
+
+
+def test_a_lease_that_was_taken_over_without_being_handed_on(on_cluster, key):
+    """Its first handle, whose requests could be late ones, is told so."""
+    with tagged() as first:
+        first.guarded(APPEND, [key], ["first"])
+        second = tagged()
+        second.attach(first.token)
+        second.guarded(APPEND, [key], ["second"])
+        with pytest.raises(
+            StaleFence, match="refused a write of this lease: a later one of the lease has overtaken it"
+        ):
+            first.guarded(APPEND, [key], ["late"])
+    assert on_cluster.admin().lrange(key, 0, -1) == ["first", "second"]
 
 
 def test_what_is_sent_at_once_is_all_done(on_cluster, key):
