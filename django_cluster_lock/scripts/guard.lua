@@ -1,15 +1,19 @@
 -- guard: run a caller's script, unless a later lease of the lock has written here. It comes before all else, as the
 -- function `guarded`.
--- KEYS   state, then the caller's
+-- KEYS   note, then the caller's
 -- ARGV   fence, token, session, turn, then the caller's
 -- Returns {'done', result}
 --         {'failed', why}   the caller's script raised an error; what it had written before stays
 --         {'stale', fence}  of the later lease; '0' if this one is older than later ones are remembered
 --         {'late'}          the request was overtaken by one that its sender has made since
 --
--- The state is one hash: f t the last lease's fence and token; s who writes under it, n the turn, e who has before. A
+-- The note is one hash: f t the last lease's fence and token; s who writes under it, n the turn, e who has before. A
 -- turn ends when a request stays without an answer: should that arrive yet, it must not undo what came after it. As in
--- the database, the state may go when its fence is KEPT old, since a lease that is older than that is refused anyhow.
+-- the database, the note may go when its fence is KEPT old, since a lease that is older than that is refused anyhow.
+--
+-- For example, a handle (session S) sends a write in turn 0 and misses the answer: its next one is of turn 1. Once that
+-- is done, the first is 'late'. Then a handle elsewhere takes the lease over (session R), and writes: S joins e, and
+-- whatever of S still arrives is 'late'.
 local AGE = 302400000000 -- µs, 3.5 days
 local KEPT = 604800000   -- ms, 7 days
 

@@ -155,15 +155,15 @@ def test_beside_a_lock_without_a_tag(on_cluster, prefix):
     assert on_cluster.admin().get(f"{prefix}:{{a}}:total") == "7"
 
 
-def test_the_state_outlives_any_lease_that_could_be_stale(on_cluster, prefix, key):
-    state = names.keys_of(prefix, "a", "order:7").guard
+def test_the_note_outlives_any_lease_that_could_be_stale(on_cluster, prefix, key):
+    note = names.keys_of(prefix, "a", "order:7").guard
     with tagged() as lock:
         lock.guarded_set(key, 1)
         week = KEPT // 1000
-        assert week - 60_000 < on_cluster.admin().pttl(state) <= week + 60_000
+        assert week - 60_000 < on_cluster.admin().pttl(note) <= week + 60_000
         (lease,) = lock._find()
         lease.grant = lease.grant._replace(fence=lease.grant.fence - AGE - 10**9)
-        on_cluster.admin().delete(state)
+        on_cluster.admin().delete(note)
         with pytest.raises(StaleFence, match=r"older than 3\.5 days"):
             lock.guarded_set(key, 2)
     assert on_cluster.admin().get(key) == "1"
