@@ -2,11 +2,8 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-
-from django.db import router, transaction
-from django.http import HttpRequest
 
 from django_cluster_lock import fences, protocol, scripts
 from django_cluster_lock.arguments import positive
@@ -16,12 +13,11 @@ from django_cluster_lock.names import Keys, slot_of
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply
 
 if TYPE_CHECKING:
-    from django_cluster_lock.fences.rows import Claim
+    from django_cluster_lock.fences.rows import Showing
 
 T = TypeVar("T")
 Text: TypeAlias = str | bytes
 Value: TypeAlias = str | bytes | int | float
-_LOCKS = "_cluster_locks"
 _SET = "redis.call('SET', KEYS[1], ARGV[1], unpack(ARGV[2] and {'PX', ARGV[2]} or {}))"
 
 
@@ -45,7 +41,7 @@ class Fencing(Holding):
             RuntimeError: a transaction is open already.
             django.core.exceptions.ImproperlyConfigured: the app is not installed, or its table is missing.
         """
-        with _atomic([self], using):
+        with atomic([self], using):
             yield
 
     def _guarding(self, script: str, keys: Sequence[Text], args: Sequence[Value]) -> Flow[Any]:
@@ -80,15 +76,15 @@ class Fencing(Holding):
         expiry = () if timeout is None else (protocol.milliseconds(positive("timeout", timeout)),)
         yield from self._guarding(_SET, [key], [value, *expiry])
 
-    def _claims(self) -> "list[Claim]":
+    def _showings(self) -> "list[Showing]":
         """What the leases held here have to show."""
-        from django_cluster_lock.fences.rows import Claim, digest_of
+        from django_cluster_lock.fences.rows import Showing, digest_of
 
         self.raise_if_lost()
         prefix = self._alias.settings.key_prefix
         return [
-            Claim(digest_of(self.alias, prefix, lease.name, self.tag), lease.name, lease.grant.fence, lease.grant.token)
-            for lease in self._held()
+            Showing(digest_of(self.alias, prefix, grant.keys.name, self.tag), grant.keys.name, grant.fence, grant.token)
+            for grant in (lease.grant for lease in self._held())
         ]
 
 
@@ -142,33 +138,13 @@ def _shown(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def around(request: HttpRequest, lock: Fencing) -> list[Fencing]:
-    """The locks of a view's decorators, of which this one is the innermost so far."""
-    outer: list[Fencing] = getattr(request, _LOCKS, [])
-    locks = [*(each for each in outer if each._find()), lock]  # noqa: SLF001
-    setattr(request, _LOCKS, locks)
-    return locks
-
-
-def begin(locks: Sequence[Fencing], using: str) -> AbstractContextManager[None]:
-    """A request's transaction on a database, which checks the fences of the locks around it.
-
-    Where the app of fences is not installed, or its table has no place in the database, it is one without fences.
-    """
-    if fences.installed():
-        from django_cluster_lock.fences.models import Fence
-
-        if router.allow_migrate_model(using, Fence):
-            return _atomic(locks, using)
-    return transaction.atomic(using=using)
-
-
 @contextmanager
-def _atomic(handles: Sequence[Fencing], using: str | None) -> Iterator[None]:
+def atomic(handles: Sequence[Fencing], using: str | None) -> Iterator[None]:
+    """`Fencing.atomic` under the leases of several handles."""
     fences.require()
     from django_cluster_lock.fences import blocks
 
-    with blocks.atomic([claim for handle in handles for claim in handle._claims()], using):  # noqa: SLF001
+    with blocks.atomic([showing for handle in handles for showing in handle._showings()], using):  # noqa: SLF001
         for handle in handles:
             handle.raise_if_lost()  # the row may have been waited for
         yield

@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 from asgiref.sync import iscoroutinefunction
 from django.views import View
 
-from django_cluster_lock import fencing, names, transactions
+from django_cluster_lock import names, transactions, views
 from django_cluster_lock.arguments import given_names
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.holding import MAX_HOLD, UNSET, ReleaseOn, Unset
@@ -161,9 +161,9 @@ class Guard(Lock):
                 with Lock(names_of(args, kwargs), blocking=self.blocking, **self._options):
                     return _finished(function, function(*args, **kwargs))
             with Answering(request, self._response) as answering, self._for_view(names_of(args, kwargs)) as lock:
-                locks = fencing.around(http_request(request), lock)
+                locks = views.locks_around(http_request(request), lock)
                 databases = transactions.wanted(http_request(request), function) if opens_transactions else []
-                with transactions.on(databases, partial(fencing.begin, locks)):
+                with transactions.on(databases, partial(views.begin_transaction, locks)):
                     answering.response = _finished(function, function(*args, **kwargs))
                     lock.raise_if_lost()  # while it can still be rolled back
             return answering.response

@@ -1,22 +1,26 @@
-"""What HTTP says about a lock: the answers to a request whose lock is busy, out of reach or lost."""
+"""Locks around a view: the request's transactions check their fences, and HTTP answers for what they raise."""
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from traceback import walk_tb
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.db import router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 
-from django_cluster_lock import transactions
+from django_cluster_lock import fences, fencing, transactions
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockUnavailable, StaleFence
+from django_cluster_lock.fencing import Fencing
 
 Respond: TypeAlias = Callable[[Any, LockError], HttpResponseBase]
+_LOCKS = "_cluster_locks"
 logger = logging.getLogger("django_cluster_lock")
 
 
@@ -84,6 +88,27 @@ class Answering:
         else:
             self.response = response_of(self.request, found)
         return True
+
+
+def locks_around(request: HttpRequest, lock: Fencing) -> list[Fencing]:
+    """The locks of a view's decorators, of which this one is the innermost so far."""
+    outer: list[Fencing] = getattr(request, _LOCKS, [])
+    locks = [*(each for each in outer if each._find()), lock]  # noqa: SLF001
+    setattr(request, _LOCKS, locks)
+    return locks
+
+
+def begin_transaction(locks: Sequence[Fencing], using: str) -> AbstractContextManager[None]:
+    """A request's transaction on a database, which checks the fences of the locks around it.
+
+    Where the app of fences is not installed, or its table has no place in the database, it is one without fences.
+    """
+    if fences.installed():
+        from django_cluster_lock.fences.models import Fence
+
+        if router.allow_migrate_model(using, Fence):
+            return fencing.atomic(locks, using)
+    return transaction.atomic(using=using)
 
 
 def request_of(args: tuple[object, ...]) -> object | None:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from django.db import connections, transaction
 from django.utils.asyncio import async_unsafe
 
-from django_cluster_lock.fences.rows import Claim, database, retried, show
+from django_cluster_lock.fences.rows import Showing, database, retried, show
 
 _IN_A_LOOP = (
     "lock.atomic() cannot be used in async code, since Django has no transactions there: put the block into a "
@@ -15,7 +15,7 @@ _IN_A_LOOP = (
 
 
 @contextmanager
-def atomic(claims: Sequence[Claim], using: str | None = None) -> Iterator[None]:
+def atomic(showings: Sequence[Showing], using: str | None = None) -> Iterator[None]:
     """A transaction that the database lets begin only if no later lease of the locks has shown its fence.
 
     A beginning that fails for what passes is repeated, for a while: a serialization failure, a deadlock, a busy file.
@@ -29,20 +29,20 @@ def atomic(claims: Sequence[Claim], using: str | None = None) -> Iterator[None]:
         django.core.exceptions.ImproperlyConfigured: the table is missing.
     """
     using = database() if using is None else using
-    _refuse_to_nest(using, ", ".join(repr(claim.name) for claim in claims))
+    _refuse_to_nest(using, ", ".join(repr(showing.name) for showing in showings))
     with ExitStack() as stack:
-        retried(lambda: _begin(stack, claims, using), connections[using])
+        retried(lambda: _begin(stack, showings, using), connections[using])
         yield
 
 
-def _begin(stack: ExitStack, claims: Sequence[Claim], using: str) -> None:
+def _begin(stack: ExitStack, showings: Sequence[Showing], using: str) -> None:
     """Begins the transaction and shows the fences, or rolls it back.
 
     It is the stack's from the beginning: a signal's exception, at just any line, must not leave it open.
     """
     try:
         stack.enter_context(transaction.atomic(using=using, durable=True))
-        show(claims, using)
+        show(showings, using)
     except BaseException as error:
         stack.__exit__(type(error), error, error.__traceback__)
         raise

@@ -23,7 +23,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.2
 EVICTED = b""  # the token that no lease has
 
 
-class Claim(NamedTuple):
+class Showing(NamedTuple):
     """What a lease shows: the digest of its lock, and its fence and token."""
 
     digest: bytes
@@ -51,7 +51,7 @@ def has_table(using: str) -> bool:
     return TABLE in connections[using].introspection.table_names()
 
 
-def show(claims: Sequence[Claim], using: str) -> None:
+def show(showings: Sequence[Showing], using: str) -> None:
     """Shows fences to the database, in its open transaction: their rows stay locked until that ends.
 
     Raises:
@@ -62,16 +62,16 @@ def show(claims: Sequence[Claim], using: str) -> None:
     dialect = dialect_of(connection)
     now = connection.ops.adapt_datetimefield_value(timezone.now())
     with connection.cursor() as cursor:
-        for claim in sorted(claims):
+        for showing in sorted(showings):
             # PostgreSQL has no zero characters. The name is there to be read, the digest identifies.
-            values = {**claim._asdict(), "name": claim.name.replace("\0", "�"), "now": now}
+            values = {**showing._asdict(), "name": showing.name.replace("\0", "�"), "now": now}
             for statement in dialect.show:
                 cursor.execute(statement, values)
             if not cursor.rowcount:
-                raise _refusal(claim, using)
+                raise _refusal(showing, using)
 
 
-def evict(claim: Claim, using: str) -> None:
+def evict(showing: Showing, using: str) -> None:
     """Makes the database refuse a lease from now on, as it does once a later one has written.
 
     Raises:
@@ -81,11 +81,11 @@ def evict(claim: Claim, using: str) -> None:
     def refuse() -> None:
         with transaction.atomic(using=using, durable=True):
             connection = connections[using]
-            if patience := dialect_of(connection).patience:
+            if limits_wait := dialect_of(connection).limits_wait:
                 with connection.cursor() as cursor:
-                    cursor.execute(patience)
+                    cursor.execute(limits_wait)
             with suppress(StaleFence):  # it is refused already
-                show([claim._replace(token=EVICTED)], using)
+                show([showing._replace(token=EVICTED)], using)
 
     retried(refuse, connections[using])
 
@@ -130,16 +130,16 @@ def retried(function: Callable[[], T], connection: BaseDatabaseWrapper) -> T:
     raise AssertionError
 
 
-def _refusal(claim: Claim, using: str) -> StaleFence:
-    row = Fence.objects.using(using).filter(digest=claim.digest, fence__gte=claim.fence).first()
+def _refusal(showing: Showing, using: str) -> StaleFence:
+    row = Fence.objects.using(using).filter(digest=showing.digest, fence__gte=showing.fence).first()
     if row is None:
         return StaleFence(
-            claim.name,
+            showing.name,
             f"it is older than {AGE / DAY:g} days by the database's clock, and fences are not kept for ever",
         )
-    if row.fence == claim.fence and bytes(row.token) == EVICTED:
-        return StaleFence(claim.name, f"the lease with the fence {claim.fence} was ended by force")
-    return StaleFence(claim.name, f"its fence is {claim.fence}, but another lease has shown {row.fence}")
+    if row.fence == showing.fence and bytes(row.token) == EVICTED:
+        return StaleFence(showing.name, f"the lease with the fence {showing.fence} was ended by force")
+    return StaleFence(showing.name, f"its fence is {showing.fence}, but another lease has shown {row.fence}")
 
 
 def _explain(error: DatabaseError, using: str) -> None:

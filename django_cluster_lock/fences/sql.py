@@ -26,14 +26,14 @@ class Dialect(NamedTuple):
     Args:
         clock: its own clock in microseconds.
         show: shows a fence: the row of the last statement counts as written if the fence passed, and is locked then.
-        patience: limits the wait for a row in the transaction, where it could be for ever.
+        limits_wait: limits the wait for a row in the transaction, where it could be for ever.
         is_passing: whether an error is one that another attempt at the same transaction may not meet.
     """
 
     clock: str
     show: tuple[str, ...]
     is_passing: Callable[[BaseException | None], bool]
-    patience: str = ""
+    limits_wait: str = ""
 
     @property
     def deleting(self) -> str:
@@ -94,7 +94,7 @@ DIALECTS = {
         _POSTGRESQL_CLOCK,
         (_upsert(_POSTGRESQL_CLOCK),),
         _postgresql_passing,
-        patience="SET LOCAL lock_timeout = '5s'",
+        limits_wait="SET LOCAL lock_timeout = '5s'",
     ),
     "sqlite": Dialect(_SQLITE_CLOCK, (_upsert(_SQLITE_CLOCK),), _sqlite_passing),
     # Its count of an upsert's rows does not tell a refused one from a new one. So a first statement only makes and

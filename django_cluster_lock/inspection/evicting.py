@@ -18,7 +18,7 @@ def fence_off(alias: str, prefix: str, lock: LockSnapshot) -> None:
     digest = rows.digest_of(alias, prefix, lock.name, lock.tag)
     try:
         if rows.has_table(using):
-            rows.evict(rows.Claim(digest, lock.name, lock.fence, rows.EVICTED), using)
+            rows.evict(rows.Showing(digest, lock.name, lock.fence, rows.EVICTED), using)
     except Error as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise NotFencedOff(lock.name, f"database {using!r}: {told}", str(lock.owner)) from error

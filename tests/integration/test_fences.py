@@ -448,7 +448,7 @@ def test_rows_are_taken_in_one_order(some_database, executor, monkeypatch):
     """Whichever order the locks come in: else two transactions would wait for each other."""
     monkeypatch.setattr(rows, "ATTEMPTS", 1)
     fence, start = time.time_ns() // 1000, threading.Barrier(WRITERS)
-    claims = [rows.Claim(bytes([number]) * 32, str(number), fence, b"t") for number in range(20)]
+    showings = [rows.Showing(bytes([number]) * 32, str(number), fence, b"t") for number in range(20)]
 
     def work(ordered):
         for _ in range(10):
@@ -456,7 +456,7 @@ def test_rows_are_taken_in_one_order(some_database, executor, monkeypatch):
             with blocks.atomic(ordered):
                 write(fence)
 
-    writers = [elsewhere(executor, work, order) for order in (claims, claims[::-1]) * (WRITERS // 2)]
+    writers = [elsewhere(executor, work, order) for order in (showings, showings[::-1]) * (WRITERS // 2)]
     for writer in writers:
         writer.result(4 * PATIENCE)
     assert len(written()) == 10 * WRITERS
@@ -615,14 +615,14 @@ def test_what_is_forgotten_lets_no_older_lease_pass(database):
 def test_a_holder_whose_lease_was_ended_by_force_is_refused(database, stale):
     with cache_lock("a", raise_on_release_error=False) as lock:
         write_under(lock)
-        claim = lock._claims()[0]
+        showing = lock._showings()[0]
         for _ in range(2):
-            rows.evict(claim, "default")
+            rows.evict(showing, "default")
             with pytest.raises(StaleFence, match="ended by force"):
                 write_under(lock)
     with cache_lock("a") as new:
         write_under(new)
-        rows.evict(claim, "default")
+        rows.evict(showing, "default")
         write_under(new)
 
 
@@ -630,7 +630,7 @@ def test_evicting_waits_for_a_transaction_only_so_long(request, django_db_blocke
     with tables(KINDS["postgresql"](request), django_db_blocker), cache_lock("a") as lock, lock.atomic():
         write(lock.fence)
         with pytest.raises(OperationalError, match="lock timeout"):
-            elsewhere(executor, rows.evict, lock._claims()[0], "default").result(PATIENCE)
+            elsewhere(executor, rows.evict, lock._showings()[0], "default").result(PATIENCE)
     # and what it waited for is left alone
 
 
