@@ -98,7 +98,7 @@ class StaleFence(LockError):
 
 
 class NotFencedOff(LockError):
-    """The database could not be told to refuse a lock's holder, so that its lease was not ended."""
+    """A database could not be told to refuse a lock's holder, so that its lease was not ended."""
 
     problem = "was not released, since its holder could not be fenced off"
     hint = (

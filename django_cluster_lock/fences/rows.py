@@ -42,6 +42,12 @@ def database() -> str:
     return router.db_for_write(Fence)
 
 
+def databases() -> list[str]:
+    """All in which the routers let the table be, that of `database` first."""
+    allowed = (using for using in connections if router.allow_migrate_model(using, Fence))
+    return list(dict.fromkeys([database(), *allowed]))
+
+
 def has_table(using: str) -> bool:
     """Whether the table is there.
 

@@ -67,17 +67,18 @@ class Locks:
     def release(self, name: str, *, token: str, tag: str | None = None, fence: bool = True) -> ForcedRelease:
         """Ends a lease from outside; its lock goes to the first waiter. Its holder learns it at the next renewal.
 
-        Where the app of fences is installed and its table is there, the database of the table refuses the holder's
-        ``lock.atomic()`` before that: nothing is released if it cannot be told to.
+        Where the app of fences is installed, each database that has its table refuses the holder's ``lock.atomic()``
+        before that: nothing is released if one cannot be told to. So whenever this raises, a holder that keeps its
+        lease in Redis may be refused by databases already.
 
         Args:
             token: the lease's, as `show` tells it. A lock that has another holder by now is left alone.
-            fence: whether to fence the holder off in the database.
+            fence: whether to fence the holder off in the databases.
 
         Raises:
-            NotFencedOff: the database cannot be asked, or the holder is in the middle of a transaction there.
+            NotFencedOff: a database cannot be asked or written, or the holder is in the middle of a transaction there.
             LockUnavailable: its shard could not be asked.
-            RuntimeError: a transaction is open already on the database of the table.
+            RuntimeError: a transaction is open already on one of the databases.
         """
         keys = names.keys_of(self._prefix, name, tag)
         if fence and fences.installed():

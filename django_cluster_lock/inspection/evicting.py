@@ -7,18 +7,25 @@ from django_cluster_lock.snapshots import LockSnapshot
 
 
 def fence_off(alias: str, prefix: str, lock: LockSnapshot) -> None:
-    """Makes the database refuse the holder's transactions from now on, if it has the table of fences.
+    """Makes each database that has the table of fences refuse the holder's transactions from now on.
 
     Raises:
-        NotFencedOff: it could not be told.
+        NotFencedOff: one could not be told; it names all of those. The others refuse the holder.
     """
     from django_cluster_lock.fences import rows
 
-    using = rows.database()
-    digest = rows.digest_of(alias, prefix, lock.name, lock.tag)
-    try:
-        if rows.has_table(using):
-            rows.evict(rows.Showing(digest, lock.name, lock.fence, rows.EVICTED), using)
-    except Error as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise NotFencedOff(lock.name, f"database {using!r}: {told}", str(lock.owner)) from error
+    showing = rows.Showing(rows.digest_of(alias, prefix, lock.name, lock.tag), lock.name, lock.fence, rows.EVICTED)
+    failures: dict[str, Error] = {}
+    for using in rows.databases():
+        try:
+            if rows.has_table(using):
+                rows.evict(showing, using)
+        except Error as error:
+            failures[using] = error
+    if failures:
+        told = "; ".join(f"database {using!r}: {_told(error)}" for using, error in failures.items())
+        raise NotFencedOff(lock.name, told, str(lock.owner)) from next(iter(failures.values()))
+
+
+def _told(error: Error) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -707,6 +707,39 @@ def test_force_release_releases_nothing_while_the_database_cannot_be_asked(no_da
         assert lock.owned()
 
 
+def test_force_release_fences_the_holder_off_in_each_database_that_has_the_table(databases, settings):
+    def refused(lock, using):
+        with pytest.raises(StaleFence, match="ended by force"), lock.atomic(using):
+            pytest.fail("it is stale")
+
+    with cache_lock("a", raise_on_release_error=False) as lock:
+        assert by_force(lock).outcome == "released"
+        for using in databases:
+            refused(lock, using)
+    settings.DATABASE_ROUTERS = [Router()]
+    with cache_lock("b", raise_on_release_error=False) as lock:
+        assert by_force(lock).outcome == "released"
+        refused(lock, "other")
+        with lock.atomic("default"):
+            pass  # the control: it is left out there
+
+
+def test_force_release_names_each_database_that_cannot_be_told(databases, monkeypatch):
+    lost = {"ENGINE": "django.db.backends.sqlite3", "NAME": "/nowhere/at/all"}
+    added = connections.configure_settings({"default": {}, "lost": lost, "gone": lost})
+    for using in ("lost", "gone"):
+        monkeypatch.setitem(connections.settings, using, added[using])
+    told = "; ".join(f"database '{using}': unable to open database file" for using in ("lost", "gone"))
+    with cache_lock("a") as lock:
+        with pytest.raises(NotFencedOff, match=told):
+            by_force(lock)
+        assert lock.owned()
+        with pytest.raises(StaleFence, match="ended by force"), lock.atomic("other"):
+            pytest.fail("it is refused by those that could be told")
+    for using in ("lost", "gone"):
+        del connections[using]
+
+
 def test_the_command_says_so(no_database, capsys):
     with cache_lock("a", raise_on_release_error=False) as lock:
         with pytest.raises(SystemExit) as stop:
