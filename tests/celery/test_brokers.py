@@ -9,6 +9,8 @@ from kombu import Connection
 from tests.celery.workload import PATIENCE, join
 from tests.workers import Worker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def filesystem(tmp_path):

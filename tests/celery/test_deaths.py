@@ -11,7 +11,7 @@ from celery.exceptions import TaskRevokedError
 from tests.celery.workload import LATE, PATIENCE, RETRIED, app, doom, join, late
 from tests.records import until
 
-pytestmark = pytest.mark.usefixtures("prefork")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefork")]
 
 
 def kill(flights):

@@ -12,6 +12,8 @@ from tests.celery.workload import PATIENCE, app, join
 from tests.records import until
 from tests.workers import Flights, Worker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def flights(setup, own_cluster, settings):

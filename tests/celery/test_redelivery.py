@@ -10,7 +10,7 @@ from tests.celery.workload import LATE, PATIENCE, app, join, late
 from tests.records import until
 from tests.workers import redeliver
 
-pytestmark = pytest.mark.usefixtures("prefork")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefork")]
 
 
 @pytest.mark.parametrize("how", ["succeed", "fail"])

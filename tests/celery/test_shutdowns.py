@@ -2,8 +2,12 @@
 
 import signal
 
+import pytest
+
 from tests.celery.workload import LATE, PATIENCE, join
 from tests.workers import Worker
+
+pytestmark = pytest.mark.slow
 
 
 def fly(flights, hosts, task):

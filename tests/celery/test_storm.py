@@ -8,7 +8,9 @@ import pytest
 
 from tests.celery.storm import run_storm
 
-CALLS = os.environ.get("CLUSTER_LOCK_STORM_CALLS", "1000")
+pytestmark = pytest.mark.slow
+
+CALLS = os.environ.get("CLUSTER_LOCK_STORM_CALLS", "400")
 
 
 @pytest.fixture
@@ -23,7 +25,6 @@ def storm(setup, cluster):
     return make
 
 
-@pytest.mark.slow
 def test_no_overlap_and_every_call_is_answered(storm):
     code, account = storm("--calls", CALLS)
     assert account["killed"]["child"] > 0
@@ -33,7 +34,6 @@ def test_no_overlap_and_every_call_is_answered(storm):
     assert code == 0
 
 
-@pytest.mark.slow
 def test_without_single_flight_runs_overlap(storm):
     code, account = storm("--calls", "150", bare=True)
     assert account["overlaps"]
