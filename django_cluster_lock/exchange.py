@@ -222,28 +222,14 @@ class Course:
 
 
 def replied(
-    answer: Answer,
-    value: object,
-    acks: object,
-    needed: int,
-    first_sent: float | None = None,
-    *,
-    unanswered: bool = False,
+    answer: Answer, value: object, acks: object, needed: int, first: float | None = None, *, unanswered: bool = False
 ) -> Reply:
     """A script's answer, and that of the wait for replicas, in the protocol's terms."""
     status, details = (value[0], value[1:]) if isinstance(value, list) else (value, ())
     assert isinstance(status, bytes)
-    return Reply(
-        status,
-        details,
-        answer.sent,
-        answer.now,
-        acks if isinstance(acks, int) else 0,
-        needed,
-        first_sent or answer.sent,
-        unanswered,
-        str(acks) if isinstance(acks, Refusal) else "",
-    )
+    count, objection = (acks, "") if isinstance(acks, int) else (0, str(acks) if isinstance(acks, Refusal) else "")
+    first = first or answer.sent
+    return Reply(status, details, answer.sent, answer.now, count, needed, first, unanswered, objection)
 
 
 def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:

@@ -104,7 +104,7 @@ class _Arrival:
 
     def _take_off(self) -> Callable[[], Any]:
         ticket, flight_of = self.ticket, self.ticket.flight_of or ""
-        refused = self.policy.on_duplicate in ("skip", "raise") and not self.request.retries
+        refused = self.policy.on_duplicate in ("skip", "raise")
         if refused and flight_of not in ("", self.id):
             return partial(self._refuse, Owner(task=flight_of))
         delivery = self.request.delivery_info or {}
@@ -120,7 +120,7 @@ class _Arrival:
             elif status == "busy":
                 if holder.task != self.id:  # else it is a copy, or an early retry
                     self._tell(holder)
-                    if refused:
+                    if refused and not self.request.retries:  # a retry has lost the key that it had
                         return partial(self._refuse, holder)
                     if self.policy.on_duplicate == "join":
                         flight_of = flight_of or holder.task

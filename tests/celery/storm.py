@@ -119,7 +119,7 @@ class Storm:
     def run(self):
         """Calls and kills, waits for the answers, and gives the account."""
         started = time.monotonic()
-        next_child, next_worker, next_delivery = started + 1, started + 8, started
+        next_child, next_worker, next_delivery = started + 1, started + 3, started
         while len(self.calls) < self.to_call or not self.calm():
             now = time.monotonic()
             if len(self.calls) < self.to_call:
