@@ -106,13 +106,12 @@ class _Arrival:
         ticket, flight_of = self.ticket, self.ticket.flight_of or ""
         refused = self.policy.on_duplicate in ("skip", "raise")
         if refused and flight_of not in ("", self.id):
+            self._drop_if_ended()
             return partial(self._refuse, Owner(task=flight_of))
-        delivery = self.request.delivery_info or {}
-        copy = bool(ticket.again or ticket.turns or delivery.get("redelivered"))
         before = self._outcome_of(ticket.after) if ticket.after else None
         message: Message | None = None
         while True:
-            status, holder = self.flight.start(message, flight_of=flight_of, copy=copy)
+            status, holder = self.flight.start(message, flight_of=flight_of, copy=self._may_be_copy)
             if status == "apart":
                 if outcome := self._outcome_of(flight_of):
                     return self._settled(outcome)
@@ -145,10 +144,18 @@ class _Arrival:
 
     def _settled(self, outcome: Outcome) -> Callable[[], Any]:
         """Ends the message with the outcome of the flight it waited for, unless a copy of it has done so."""
-        if self.ticket.again and self.flight.ground.has_ended(self.flight.entry):
-            raise self._moved_on()
+        self._drop_if_ended()
         flight_settled.send_robust(self.task, name=self.ticket.name, task_id=self.id)
         return outcome.give
+
+    @property
+    def _may_be_copy(self) -> bool:
+        delivery = self.request.delivery_info or {}
+        return bool(self.ticket.again or self.ticket.turns or delivery.get("redelivered"))
+
+    def _drop_if_ended(self) -> None:
+        if self._may_be_copy and self.flight.ground.has_ended(self.flight.entry):
+            raise self._moved_on()
 
     def _outcome_of(self, task_id: str) -> Outcome | None:
         """What the result backend has. That it cannot be asked must not cost the message its run."""
