@@ -81,7 +81,7 @@ def claim(
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message, _flag(replaces))
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
-    parks = entry if message and not replaces else ""  # one that was there before was promised to earlier callers
+    parks = entry if message and outbox.mode != b"rerun" else ""  # else other callers may count on it as well
     reply = yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks)
     return reply
 
