@@ -6,7 +6,7 @@ from django_cluster_lock import exchange, layout, protocol
 from django_cluster_lock.actions import NoAnswer, Send
 from django_cluster_lock.protocol import Reply
 from tests.model.clients import NODE
-from tests.model.shard import ALL_SCRIPTS
+from tests.model.shard import ALL_SCRIPTS, FLIGHT_SCRIPTS
 
 EVERY = tuple(script.name for script in ALL_SCRIPTS)
 
@@ -21,6 +21,7 @@ class ScriptMutant:
         old: the text.
         new: what takes its place.
         breaks: the invariants it is aimed at.
+        mode: of flights: what duplicates get where it shows soonest.
     """
 
     what: str
@@ -28,10 +29,11 @@ class ScriptMutant:
     old: str
     new: str
     breaks: str
+    mode: str = "join"
 
     def texts(self):
         changed = {}
-        for script in ALL_SCRIPTS:
+        for script in {*ALL_SCRIPTS, *FLIGHT_SCRIPTS}:
             if script.name in self.scripts:
                 if script.text.count(self.old.encode()) != 1:
                     raise ValueError(f"{script.name} does not have once: {self.old}")

@@ -14,7 +14,8 @@ START = 4_000_000_000_000_000  # microseconds; far ahead of any server's clock, 
 
 FRAME = b"""
 local model_now, writes, pushed, server = tonumber(ARGV[#ARGV]), 0, {}, redis
-local READS = {HMGET = true, HGET = true, PTTL = true}
+local READS = {HMGET = true, HGET = true, PTTL = true, EXISTS = true, ZCARD = true, ZSCORE = true, ZRANGE = true,
+  ZREVRANGE = true, ZRANGEBYSCORE = true, ZREVRANGEBYSCORE = true}
 local function through(run)
   return function(command, ...)
     if command == 'TIME' then
@@ -23,6 +24,8 @@ local function through(run)
     local arguments = {...}
     if command == 'PEXPIRE' then
       command, arguments[2] = 'PEXPIREAT', string.format('%%.0f', math.floor(model_now / 1000) + arguments[2])
+    elseif command == 'SET' then
+      arguments[3], arguments[4] = 'PXAT', string.format('%%.0f', math.floor(model_now / 1000) + arguments[4])
     elseif command == 'LPUSH' then
       pushed[#pushed + 1] = arguments[1]
     end
@@ -39,6 +42,10 @@ return {script(), writes, pushed}
 """
 
 ALL_SCRIPTS = (scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE, scripts.SWEEP)
+FLIGHT_SCRIPTS = (
+    *(scripts.CLAIM, scripts.START, scripts.LAND, scripts.DRAIN, scripts.CONFIRM, scripts.ENDED),
+    *(scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE, scripts.SWEEP),
+)
 
 
 @lru_cache(maxsize=64)
@@ -113,15 +120,16 @@ class Shard:
     Args:
         connection: a redis-py client of the node that serves them.
         mutations: changed texts of scripts, by name.
+        known: the scripts it may be asked for.
     """
 
-    def __init__(self, connection, mutations=None):
+    def __init__(self, connection, mutations=None, known=ALL_SCRIPTS):
         self.connection = connection
         self.micros = START
         self.records = {}
         self.wakes = set()
         self.keys = {}
-        self.texts = {s.sha: (s, framed((mutations or {}).get(s.name, s.text))) for s in ALL_SCRIPTS}
+        self.texts = {s.sha: (s, framed((mutations or {}).get(s.name, s.text))) for s in known}
 
     @property
     def now(self):
@@ -162,14 +170,14 @@ class Shard:
     def move_time(self, micros):
         """Lets time pass and drops what expires; gives the locks whose records did, with these as they were."""
         self.micros += micros
-        volatile = [*self.keys, *self.wakes]
+        volatile = self._volatile()
         pipe = self.connection.pipeline(transaction=False)
         for key in volatile:
             pipe.execute_command("PEXPIRETIME", key)
         due = [key for key, at in zip(volatile, pipe.execute(), strict=True) if 0 <= at < self.now]
         for key in due:
             self.connection.delete(key)
-        self.wakes.difference_update(due)
+        self._forget(due)
         gone = [(self.keys[key], self.records[key]) for key in due if key in self.keys]
         for keys, _ in gone:
             self.look(keys)
@@ -200,6 +208,12 @@ class Shard:
         self.connection.delete(*self.keys, *indexes, *self.wakes)
         self.wakes.clear()
 
+    def _volatile(self):
+        return [*self.keys, *self.wakes]
+
+    def _forget(self, due):
+        self.wakes.difference_update(due)
+
     def _reading(self, pipe, keys):
         pipe.hgetall(keys.record)
         pipe.execute_command("PEXPIRETIME", keys.record)
@@ -208,6 +222,58 @@ class Shard:
 
     def _seen(self, fields, expires, score):
         return Record(fields, expires, score is not None)
+
+
+@dataclass(frozen=True)
+class FlightRecord(Record):
+    """A flight's lock, with the messages parked behind it."""
+
+    order: tuple  # of pairs of entry and sequence
+    messages: dict
+    listed: bool  # among the outboxes
+
+    @property
+    def stored(self):
+        return {entry: message for entry, message in self.messages.items() if b":" in entry}
+
+    @property
+    def parked(self):
+        return {entry.decode(): int(sequence) for entry, sequence in self.order}
+
+
+class FlightShard(Shard):
+    """The server of one flight's lock and its outbox."""
+
+    def __init__(self, connection, outbox, mutations=None):
+        super().__init__(connection, mutations, FLIGHT_SCRIPTS)
+        self.outbox, self.ended = outbox.keys, set()
+        self.add(outbox.lock)
+
+    def run(self, command):
+        self.ended.update(key for key in command[3 : 3 + int(command[2])] if key.startswith(self.outbox.ended))
+        return super().run(command)
+
+    def clear(self):
+        super().clear()
+        self.connection.delete(self.outbox.order, self.outbox.messages, self.outbox.outboxes, *self.ended)
+
+    def _volatile(self):
+        return [*super()._volatile(), self.outbox.order, self.outbox.messages, *self.ended]
+
+    def _forget(self, due):
+        super()._forget(due)
+        self.ended.difference_update(due)
+
+    def _reading(self, pipe, keys):
+        super()._reading(pipe, keys)
+        pipe.zrange(self.outbox.order, 0, -1, withscores=True)
+        pipe.hgetall(self.outbox.messages)
+        pipe.zscore(self.outbox.outboxes, keys.member)
+        return pipe
+
+    def _seen(self, fields, expires, score, *outbox):
+        order, messages, listed = outbox
+        return FlightRecord(fields, expires, score is not None, tuple(order), messages, listed is not None)
 
 
 def _digest(text):

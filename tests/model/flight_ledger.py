@@ -1,0 +1,243 @@
+"""What must be true of one key's flights, kept from outside: what was called, published, parked, run and answered.
+
+The invariants: F1 one run at a time; F2 fences grow, and are higher than what was parked before; F3 the outbox is
+whole; F4 no message is lost; F5 no message is answered twice; F6 under `wait` runs start in the order of their parking;
+F7 under `rerun` no update is lost, and no run is in vain; F8 under `join` an outcome is not older than the call; F9 the
+key is kept for somebody; F10 all comes to its end.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from django_cluster_lock.flights.messages import Message
+from tests.model.ledger import require
+
+ENDED_LIFE = 600_000  # ms
+ENTRY = 7  # its place among the arguments of `claim` and `start`
+
+
+@dataclass(eq=False)
+class Run:
+    """A body that has begun."""
+
+    entry: str
+    version: int
+    token: bytes
+    begun: int
+    claimed: float  # when the flight's claim was made; -inf if it had none
+    freed: float = math.inf  # when the key was given up, or lost
+    settled: bool = False  # whether it had an outcome for those that waited for it
+
+
+@dataclass(eq=False)
+class Call:
+    """A call: when it began, when it took or left something at the key, as which entry, and the id its caller got."""
+
+    version: int
+    began: int
+    claimed: float = math.inf
+    entry: str = ""
+    gives: str = ""
+
+
+@dataclass(eq=False)
+class Story:
+    """One entry, once its message was published or its caller has a result.
+
+    Attributes:
+        excused: why it need not come to an end.
+        ended: the moment, and the time in ms, of its ending for good.
+    """
+
+    entry: str
+    called: int
+    completed: bool = False
+    excused: str = ""
+    ended: tuple = ()
+
+
+@dataclass
+class FlightLedger:
+    """The history of one key. Its moments are the numbers of what has happened."""
+
+    mode: str
+    moment: int = 0
+    calm: bool = True  # nothing has been lost, died or expired so far
+    # A message that had claimed the key, and had lost it, was parked: after calls later than its own, so that under
+    # `rerun` it counts as the latest. That is a known gap, and not looked for.
+    late: bool = False
+    last_fence: int = 0
+    calls: dict = field(default_factory=dict)  # by version
+    stories: dict = field(default_factory=dict)
+    runs: dict = field(default_factory=dict)  # by outcome
+    places: dict = field(default_factory=dict)  # by task id: its first place in the order
+    needs: list = field(default_factory=list)  # moments from which another run was wanted
+    claims: dict = field(default_factory=dict)  # under `rerun`: when claims were made, by what the record says of them
+    claim: bytes = b"0"  # what it says now
+
+    def tell(self, entry, call=None):
+        """A message exists, or is promised to somebody."""
+        return self.stories.setdefault(entry, Story(entry, call.began if call else self.moment))
+
+    def excuse(self, entry, why):
+        self.tell(entry).excused = why
+
+    def call(self, version):
+        self.calls[version] = Call(version, self.moment)
+        return self.calls[version]
+
+    def ran(self, ran, call=None):
+        """Judges one run of a script."""
+        self.moment += 1
+        after, now = ran.after, ran.now
+        self._fences(ran)
+        self._outbox(ran)
+        if ran.name in ("claim", "start"):
+            entry = ran.args[ENTRY].decode()
+            getattr(self, f"_{ran.name}")(ran, entry, call)
+        for entry, sequence in after.parked.items():
+            self.places.setdefault(_id(entry), sequence)
+        self.claim = after.fields.get(b"g", b"0")
+        self.claims.setdefault(self.claim, -math.inf if self.claim == b"0" else self.moment)
+        if after.held(now):
+            require(after.indexed, "F3", "a held lock is not in the index", ran)
+        self.see(after, now)
+
+    def see(self, record, now):
+        for run in self.runs.values():
+            if run.freed == math.inf and not (record.held(now) and record.holder == run.token):
+                run.freed = self.moment
+
+    def _fences(self, ran):
+        before, after = ran.before, ran.after
+        if after.held(ran.now) and (after.holder, after.fence) != (before.holder, before.fence):
+            require(after.fence > self.last_fence, "F2", "a fence did not grow", self.last_fence, ran)
+            self.last_fence = after.fence
+            if ran.name in ("claim", "start", "land", "drain"):
+                parked = [s for e, s in before.parked.items() if e in after.parked]
+                require(after.fence > max(parked, default=0), "F2", "a fence is not above what was parked", ran)
+
+    def _outbox(self, ran):
+        after = ran.after
+        require({e.encode() for e in after.parked} == set(after.stored), "F3", "order and messages differ", ran)
+        require(after.listed == bool(after.order), "F3", "the list of outboxes is wrong", ran)
+        for entry, message in after.stored.items():
+            headers = Message.loads(message).headers
+            require(f"{headers['id']}:{headers['retries']}" == entry.decode(), "F3", "another's message", entry)
+
+    def _claim(self, ran, entry, call):
+        before, now = ran.before, ran.now
+        if ran.status == b"own":
+            require(not before.held(now) or before.holder.endswith(ran.token), "F1", "a held key was claimed", ran)
+            self.places.setdefault(_id(entry), ran.after.fence)
+            passed = self.mode in ("wait", "rerun") and before.order and not before.held(now)
+            require(not passed, "F6", "a call passed those that were left behind", ran)
+        if ran.status in (b"own", b"parked", b"next"):
+            self.needs.append(self.moment)
+            if call:
+                call.claimed, call.entry = self.moment, entry
+
+    def _start(self, ran, entry, _):
+        before, now = ran.before, ran.now
+        if ran.status == b"parked" or (ran.status == b"own" and not before.held(now)):
+            self.needs.append(self.moment)
+        if ran.status == b"parked":
+            self.late = self.late or any(call.entry == entry for call in self.calls.values())
+        if ran.status != b"own":
+            return
+        mine = before.holder == ran.token
+        if before.held(now) and not mine:
+            theirs = before.holder.startswith(b"~") and claimed_entry(before) == entry
+            require(theirs, "F1", "a run took a key that was not its own", ran)
+        # Between an inline run's release and what it then publishes, the key is free like any lock.
+        if self.mode == "wait" and self.calm and before.held(now) and not mine:
+            place = self.places.get(_id(entry), math.inf)
+            passed = [e for e, sequence in before.parked.items() if sequence < place and _id(e) != _id(entry)]
+            require(not passed, "F6", "a run overtook those parked before it", entry, passed)
+        self.places.setdefault(_id(entry), ran.after.fence)
+
+    def begun(self, entry, version, token, outcome, *, first):
+        """A body begins."""
+        self.moment += 1
+        last = max((run.claimed for run in self.runs.values() if run.settled), default=-1)
+        if self.mode == "rerun" and self.calm and first:
+            require(any(need > last for need in self.needs), "F7", "nobody wanted this run", entry, self.runs)
+        self.runs[outcome] = Run(entry, version, token, self.moment, self.claims[self.claim])
+
+    def ended(self, entry, now):
+        """The message's own execution has told Redis that it ended for good."""
+        story = self.tell(entry)
+        story.ended = story.ended or (self.moment, now)
+        story.completed = True
+
+    def passed_on(self, outcome):
+        """A message that needed no run of its own ends its flight with the outcome of the run before it."""
+        if outcome in self.runs:
+            self.runs[outcome].freed = self.moment
+
+    def completed(self, entry, outcome, now, *, taken, own):
+        """A message has come to its end.
+
+        Args:
+            outcome: that it got, if that was a run's.
+            taken: the moment at which a worker got the message.
+            own: whether it ran itself.
+        """
+        story = self.tell(entry)
+        if story.ended:
+            moment, at = story.ended
+            again = story.completed and taken > moment and now - at < ENDED_LIFE
+            require(not again, "F5", "a message was answered again", story)
+        story.completed = True
+        run = self.runs.get(outcome)
+        if run and not own:
+            self._answered_by(story, run)
+
+    def _answered_by(self, story, run):
+        if self.mode in ("wait", "skip", "raise"):
+            require(_id(run.entry) == _id(story.entry), "F8", "another's outcome under", self.mode, story, run)
+        if self.mode == "join":
+            # The first success of a task stays the stored one, however often a redelivered message has it run.
+            freed = max(again.freed for again in self.runs.values() if _id(again.entry) == _id(run.entry))
+            require(freed >= story.called, "F8", "an outcome is older than the call that got it", story, run)
+        if self.mode == "rerun":
+            for call in self.calls.values():
+                if call.gives == _id(story.entry) and call.claimed < math.inf:
+                    require(run.begun > call.claimed, "F7", "a call got the outcome of an earlier run", call, run)
+
+    def located(self, places, record):
+        """F4, F9: whatever is known is somewhere."""
+        for story in self.stories.values():
+            if not story.completed and not story.excused:
+                require(story.entry in places, "F4", "a message is nowhere", story)
+        if self.calm and record is not None:
+            entry = claimed_entry(record)
+            require(entry is None or entry in places, "F9", "the key is kept for nobody", entry)
+
+    def at_rest(self):
+        """F10, F7: what must have happened once nothing happens any more."""
+        for story in self.stories.values():
+            require(story.completed or story.excused, "F10", "a message never ended", story)
+        for call in self.calls.values():
+            if not call.gives:
+                continue
+            stories = [story for story in self.stories.values() if _id(story.entry) == call.gives]
+            require(stories or not self.calm, "F10", "a caller waits for nothing", call)
+            if self.mode == "rerun" and call.claimed < math.inf and not any(s.excused for s in self.stories.values()):
+                later = [
+                    run
+                    for run in self.runs.values()
+                    if run.begun > call.claimed and (self.late or self.calls[run.version].claimed >= call.claimed)
+                ]
+                require(later, "F7", "an update was lost", call, self.calls, self.runs)
+
+
+def claimed_entry(record):
+    """The entry that a record is the claim of; None if it is no claim."""
+    if not record.holder or not record.holder.startswith(b"~"):
+        return None
+    return f"{record.fields[b'k'].decode()}:{record.holder.split(b'~')[1].decode()}"
+
+
+def _id(entry):
+    return entry.rpartition(":")[0]

@@ -1,0 +1,138 @@
+"""Ways to break the flights' protocol, each of which the model has to notice."""
+
+from django_cluster_lock.flights import outbox
+from django_cluster_lock.flights.ground import Ground
+from tests.model.mutants import ScriptMutant
+
+OUTBOX = ("claim", "start", "land", "drain", "confirm")
+
+SCRIPT_MUTANTS = [
+    ScriptMutant(
+        "a parked message gets no place",
+        OUTBOX,
+        "redis.call('ZADD', order, text(math.max(last_sequence() + 1, number(fence) + 1, micros)), entry)",
+        "",
+        "F3",
+    ),
+    ScriptMutant(
+        "an outbox stays on the list",
+        OUTBOX,
+        "redis.call('DEL', messages)\n      redis.call('ZREM', outboxes, member)",
+        "redis.call('DEL', messages)",
+        "F3",
+    ),
+    ScriptMutant(
+        "a copy of an ended message runs",
+        ("start",),
+        "if copy and not mine and redis.call('EXISTS', KEYS[6]) == 1 then",
+        "if false then",
+        "F5",
+        mode="wait",
+    ),
+    ScriptMutant(
+        "a call passes those left behind",
+        ("claim",),
+        "local behind = not held and ordered and redis.call('ZCARD', order) > 0",
+        "local behind = false",
+        "F6",
+        mode="wait",
+    ),
+    ScriptMutant(
+        "a call claims a held key", ("claim",), "not (held or waits or behind)", "not (waits or behind)", "F1"
+    ),
+    ScriptMutant(
+        "a fence may lie below what was parked",
+        OUTBOX,
+        "return text(math.max(next_fence(previous), last_sequence() + 1))",
+        "return text(next_fence(previous))",
+        "F2",
+    ),
+    ScriptMutant(
+        "a run settles those that want another",
+        ("land",),
+        "local upto = mode == 'join' and '+inf' or '(' .. (field[7] or fence)",
+        "local upto = '+inf'",
+        "F7",
+        mode="rerun",
+    ),
+    ScriptMutant(
+        "a run settles what came after its claim",
+        ("land",),
+        "'(' .. (field[7] or fence)",
+        "'(' .. fence",
+        "F7",
+        mode="rerun",
+    ),
+    ScriptMutant(
+        "a message keeps its place when it is replaced",
+        ("claim",),
+        "park(entry, message, mode, fence, member, replaces)",
+        "park(entry, message, mode, fence, member)",
+        "F7",
+        mode="rerun",
+    ),
+    ScriptMutant("the sweep takes a held key", ("drain",), "if held then", "if false then", "F1", mode="wait"),
+    ScriptMutant(
+        "the claim of any message counts",
+        ("start", "land", "claim"),
+        "return attempt and task .. ':' .. attempt == entry",
+        "return attempt",
+        "F1",
+    ),
+    ScriptMutant(
+        "a message takes a held key", ("start",), "if mine or claimed or not (held or waits) then", "if true then", "F1"
+    ),
+    ScriptMutant(
+        "anyone may end a run",
+        ("land",),
+        "if not holder or not (holder == token or (by_claim",
+        "if not holder or false and not (holder == token or (by_claim",
+        "F1",
+    ),
+    ScriptMutant(
+        "the last that waits is the first",
+        ("land", "drain", "claim"),
+        "mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE'",
+        "'ZREVRANGE'",
+        "F6",
+        mode="wait",
+    ),
+    ScriptMutant(
+        "the first update counts",
+        ("land", "drain", "claim"),
+        "mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE'",
+        "'ZRANGE'",
+        "F7",
+        mode="rerun",
+    ),
+]
+
+
+def confirmed_before_it_is_published(monkeypatch):
+    original = Ground._publish_next
+
+    def publish_next(ground, reply, *args, **options):
+        parked = outbox.parked_of(reply)
+        ground.alias.run(outbox.confirm(ground.outbox, parked, deadline=0.0, once=True))
+        original(ground, reply, *args, **options)
+
+    monkeypatch.setattr(Ground, "_publish_next", publish_next)
+
+
+def parked_messages_always_taken_back(monkeypatch):
+    original = outbox.claim
+
+    def claim(box, token, terms, entry, **options):
+        try:
+            return (yield from original(box, token, terms, entry, **options))
+        except outbox.LockError:
+            yield from outbox.confirm(box, [outbox.Parked(entry.encode(), b"", b"")], deadline=0.0, once=True)
+            raise
+
+    monkeypatch.setattr(outbox, "claim", claim)
+
+
+FLOW_MUTANTS = [
+    (confirmed_before_it_is_published, "F4", "wait"),
+    (parked_messages_always_taken_back, "F4", "rerun"),
+]
