@@ -105,7 +105,8 @@ def start(
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
     call = _call(outbox, scripts.START, (*args, flight_of.encode(), _flag(copy)), now + terms.patience, entry)
     call.replicas = terms.replicas
-    reply = yield from _undone_if_it_fails(outbox, call, token, entry if message else "")
+    # What it may have parked stays: its message comes again under the same entry, and may be parked anew before this.
+    reply = yield from _undone_if_it_fails(outbox, call, token, parks="")
     if reply.status == b"own":
         return protocol.granted(outbox.lock, token, terms, reply)
     return reply
