@@ -119,17 +119,17 @@ class Storm:
     def run(self):
         """Calls and kills, waits for the answers, and gives the account."""
         started = time.monotonic()
-        next_child, next_worker, next_delivery = started + 1, started + 3, started
+        next_child, next_worker, next_delivery = 20, 120, started
         while len(self.calls) < self.to_call or not self.calm():
             now = time.monotonic()
             if len(self.calls) < self.to_call:
                 self.call()
-                if now > next_child:
+                if len(self.calls) >= next_child:
                     self.kill_child()
-                    next_child = now + self.chance.uniform(0.3, 1.5)
-                if now > next_worker:
+                    next_child += self.chance.randint(15, 50)
+                if len(self.calls) >= next_worker:
                     self.kill_worker()
-                    next_worker = now + self.chance.uniform(8, 15)
+                    next_worker += self.chance.randint(200, 400)
                 if len(self.waiting) > MOST_WAITING and not self.calm(MOST_WAITING):
                     time.sleep(0.05)
                 done = now
