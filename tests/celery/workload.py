@@ -164,7 +164,8 @@ def retry_later(task, key):
 
 
 def retry_with_another_key(task, key):
-    return again(task, key, countdown=0, args=(f"{key}-other",), kwargs={"how": "succeed"})
+    # Not at once: Celery stores RETRY after it has published the retry, which may have succeeded by then.
+    return again(task, key, countdown=0.3, args=(f"{key}-other",), kwargs={"how": "succeed"})
 
 
 def replace(task, key):
