@@ -75,7 +75,8 @@ class Worker:
 
 def setup_of(cluster, broker, folder, prefix):
     """Where broker, locks and log are, for tests and their workers."""
-    locks = {"LOCATION": cluster.urls, "TIMEOUT": 2, "CLOCK_SKEW": 0.1}
+    # Only workers that a test starts for it sweep: who sweeps seldom would keep those off who sweep often.
+    locks = {"LOCATION": cluster.urls, "TIMEOUT": 2, "CLOCK_SKEW": 0.1, "SWEEP_INTERVAL": None}
     return {
         "broker": f"{broker.urls[0]}/0",
         "log": str(folder / "log"),

@@ -300,11 +300,13 @@ def test_our_results_revoke_frees_the_key_at_once(flights):
 def test_our_results_revoke_leaves_a_run_its_key(flights):
     result = join.delay(flights.key, gated=True)
     flights.until("start")
+    until(lambda: result.id in str(app.control.inspect().active()))
     token = flights.record(join).holder()
     result.revoke()
     assert flights.record(join).holder() == token
     flights.open()
-    assert result.get(PATIENCE).startswith(flights.key)
+    flights.until("end")
+    flights.until_free(join)
 
 
 @pytest.mark.parametrize("how", ["revoke", "our revoke", "expire"])

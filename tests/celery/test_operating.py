@@ -2,6 +2,8 @@
 
 import pytest
 
+from django_cluster_lock import cache_lock
+from django_cluster_lock.flights.sweeping import TURN
 from django_cluster_lock.inspection import locks
 from tests.celery.workload import join
 from tests.records import until
@@ -35,6 +37,8 @@ def test_messages_behind_a_flight_that_is_gone_are_found(flights, cluster, witho
     flights.until("start")
     second = join.apply_async((flights.key,), task_id=f"second-{flights.key}")
     flights.until("parked")
+    no_sweeps = cache_lock(TURN, blocking_timeout=PATIENCE)
+    assert no_sweeps.acquire()
     assert locks["default"].release(shown(flights).name, token=shown(flights).token)
 
     def orphans():
@@ -46,3 +50,4 @@ def test_messages_behind_a_flight_that_is_gone_are_found(flights, cluster, witho
     assert second.get(PATIENCE)
     assert first.get(PATIENCE, propagate=False)
     until(lambda: not orphans())
+    no_sweeps.release()

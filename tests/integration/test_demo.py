@@ -51,7 +51,8 @@ def start(tmp_path):
 
     yield start
     for process in started:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started too, which would keep its output open
         process.communicate()
     wait_until(lambda: not started_below(tmp_path))
 

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from contextlib import suppress
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 
 from django.conf import settings
 from django.core.management import BaseCommand, call_command
@@ -39,6 +39,9 @@ class Command(BaseCommand):
                 server.wait()
             server.terminate()
             worker.terminate()
+            with suppress(TimeoutExpired):
+                server.wait(10)
+            server.kill()  # a browser's open connection may keep it
         if server.returncode > 0:  # it did not start, and has said why
             sys.exit(server.returncode)
 
