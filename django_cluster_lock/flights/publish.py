@@ -58,10 +58,8 @@ class _Call:
 
     def __init__(self, task: "Task[..., Any]", policy: Policy, send: Send, options: dict[str, Any], name: str) -> None:
         self.task, self.policy, self.send = task, policy, send
-        self.ground, self.delay = (
-            Ground.of(task.app, policy, name),
-            delay_of(task.app, options),
-        )
+        self.ground = Ground.of(task.app, policy, name)
+        self.delay = delay_of(task.app, options)
         self.awaited = any(options.get(option) for option in _AWAITED)
         self.options = options | {"task_id": options.get("task_id") or uuid()}
 

@@ -1,8 +1,7 @@
 -- claim: take a flight's lock for a call that is about to be published, or park its message behind the flight.
 -- KEYS   record, index, order, messages, outboxes, ended (of the entry)
 -- ARGV   token (its random part), ttl ms, member of the index, host, pid, thread, task, entry, mode,
---        message (empty: do not park),
---        1 if it is to replace the message that waits as this entry
+--        message (empty: do not park), 1 if it is to replace the message that waits as this entry
 -- Returns {'own', fence}
 --         {'busy', ms left, 0, host, pid, thread, task, entry whose message a call replaces}
 --         {'parked'}
