@@ -42,11 +42,15 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class OutboxKeys:
-    """Where the messages are that are parked behind a flight; ``ended`` is the start of the keys of ended ones."""
+    """Where the messages are that are parked behind a flight, and what is known of runs that have ended.
+
+    ``ended`` is the start of the keys of ended messages.
+    """
 
     order: bytes
     messages: bytes
     outboxes: bytes
+    latest: bytes
     ended: bytes
 
 
@@ -154,6 +158,7 @@ def outbox_keys(prefix: str, keys: Keys) -> OutboxKeys:
         order=start + b"order:" + place,
         messages=start + b"parked:" + place,
         outboxes=outboxes_key(prefix, keys.slot),
+        latest=start + b"latest:" + place,
         ended=start + b"ended:" + place + b":",
     )
 

@@ -19,7 +19,7 @@ PREFIX_STEM = "test-locks"
 RIGHTS = """
     evalsha eval blpop wait asking info cluster|slots cluster|nodes
     time hmget hget hset hsetnx hdel pexpire pexpireat pttl lpush zadd zrem
-    exists set del zcard zrevrange zrangebyscore
+    exists get set del zcard zrevrange zrangebyscore
     hgetall zrange zscore scan type
 """
 # What the tests themselves do as that user, and RedisCluster when it starts.

@@ -125,7 +125,8 @@ class Flights:
         return [event for event in self.all(key) if event["what"] == what]
 
     def all(self, key=None):
-        lines = map(json.loads, Path(self.setup["log"]).read_text().splitlines())
+        whole, _, _ = Path(self.setup["log"]).read_text().rpartition("\n")  # the last line may be being written
+        lines = map(json.loads, whole.splitlines())
         return [event for event in lines if event["key"] == (key or self.key)]
 
     def until(self, what="start", count=1, key=None):
@@ -137,6 +138,15 @@ class Flights:
         keys = self.record(task, key).keys
         outbox = names.outbox_keys(self.setup["prefix"], keys)
         return outbox.order, outbox.messages
+
+    def parked(self, task, key=None):
+        """How many messages are parked."""
+        order, _ = self.outbox(task, key)
+        return self.record(task, key).client.zcard(order)
+
+    def until_parked(self, task, count=1, key=None):
+        """Waits for so many messages to be parked: by their callers, or by workers."""
+        until(lambda: self.parked(task, key) >= count)
 
     def open(self, key=None):
         workload.gate(key or self.key).touch()

@@ -3,9 +3,10 @@
 import logging
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from celery import Task
+from kombu.utils import json
 
 from django_cluster_lock.errors import LockError
 from django_cluster_lock.flights import outbox
@@ -23,6 +24,21 @@ from django_cluster_lock.snapshots import Owner
 logger = logging.getLogger("django_cluster_lock")
 HELD_BY_THE_RUN = "a flight's key is let go when its run ends, and not before"
 LONGEST_RUN = 24 * 3600.0  # of a task without a hard time limit: a hung one must not hold its key for ever
+
+
+class Standing(NamedTuple):
+    """How a message stands that wants to start.
+
+    Args:
+        status: "own"; "busy" or "parked"; "apart": the flight it waits for has ended; "passed": a run for a later call
+            has ended, whose outcome is this one's too; "ended": it is a copy; "over".
+        holder: who has the key, if it is busy.
+        packed: that outcome.
+    """
+
+    status: str
+    holder: Owner = Owner()
+    packed: Packed | None = None
 
 
 class Flight(Lock):
@@ -60,23 +76,29 @@ class Flight(Lock):
         self.ground = Ground.of(task.app, policy, name)
         self._own_token = token
 
-    def start(self, message: Message | None = None, *, flight_of: str = "", copy: bool = False) -> tuple[str, Owner]:
+    def start(
+        self, message: Message | None = None, *, flight_of: str = "", copy: bool = False, place: int = 0
+    ) -> Standing:
         """Takes the claim of its message over, or acquires the lock if it is free; with a message, parks that if not.
 
         Args:
             flight_of: the task of whose flight it is a duplicate, which it waits for.
             copy: whether the message may be a copy of one that has run.
-
-        Returns:
-            "own"; "busy" or "parked", with the holder; "apart": that flight has ended; "ended": it is a copy; "over".
+            place: of its call among those of the key; 0 if that is not known.
 
         Raises:
             LockUnavailable, LockNotReplicated: as for any lock.
         """
-        reply = self._run(self._starting(message.dumps() if message else b"", flight_of, copy))
+        token = self._own_token or new_token()
+        reply = self._run(self._starting(token, message.dumps() if message else b"", flight_of, copy, place))
         if isinstance(reply, Grant):
-            return "own", Owner()
-        return reply.status.decode(), owner_of(reply)
+            return Standing("own")
+        if reply.status == b"passed":
+            return Standing("passed", packed=json.loads(cast("bytes", reply.details[0])))
+        if reply.status == b"next":
+            self.ground.publish_next(reply, token)
+            return Standing("parked")
+        return Standing(reply.status.decode(), owner_of(reply))
 
     def release(self) -> None:
         """Raises a LockError: the key belongs to the run until that ends."""
@@ -93,20 +115,22 @@ class Flight(Lock):
         """Ends the flight; see `Ground.land`."""
         (lease,) = self._give_up()
         lease.closed = True
-        landing = Landing(self.entry, lease.grant.token, ended=ended, settles=outcome is not None, kept=kept)
+        landing = Landing(self.entry, lease.grant.token, ended=ended, kept=kept)
         return self.ground.land(landing, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
 
-    def _starting(self, message: bytes, flight_of: str, copy: bool) -> Flow[Reply | Grant]:
-        token, terms = self._own_token or new_token(), self._terms()
+    def _starting(self, token: bytes, message: bytes, flight_of: str, copy: bool, place: int) -> Flow[Reply | Grant]:
+        terms = self._terms()
         reply = yield from outbox.start(
             self.ground.outbox,
             token,
             terms,
             self.entry,
             now=time.monotonic(),
+            claim_terms=self.ground.claim_terms(),
             message=message,
             flight_of=flight_of,
             copy=copy,
+            place=place,
         )
         if isinstance(reply, Grant):
             self._hold(Place.here(), [reply], terms)

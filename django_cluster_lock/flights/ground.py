@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 from celery import Celery
+from kombu.utils import json
 
 from django_cluster_lock import names, protocol
 from django_cluster_lock.aliases import Alias, aliases
@@ -27,11 +28,13 @@ class Claim(NamedTuple):
         status: "own"; "busy", "parked", "next" (parked, and published or about to be); "gone", "over".
         holder: who has the key, if it is busy.
         replaceable: the parked entry whose message a call may replace.
+        place: of the call among those of the key, if it has the key.
     """
 
     status: str
     holder: Owner = Owner()
     replaceable: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +71,33 @@ class Ground:
         lock = names.keys_of(prefix, self.name)
         return Outbox(lock, names.outbox_keys(prefix, lock), self.mode.encode())
 
-    def claim(self, entry: str, delay: float, message: Message | None = None, *, replaces: bool = False) -> Claim:
+    def claim(
+        self,
+        entry: str,
+        delay: float,
+        message: Message | None = None,
+        *,
+        replaces: bool = False,
+        replaceable: bool = False,
+    ) -> Claim:
         """Claims the key for a call; with a message, parks that if the key is taken.
 
         Args:
             delay: for how long the call's message will wait before it may be run.
             replaces: whether the message is to take the place of the one that waits as this entry.
+            replaceable: whether that of a later call may take its place.
 
         Raises:
             LockUnavailable, LockNotReplicated: whether it is taken is unknown.
         """
         token, raw = new_token(), message.dumps() if message else b""
-        terms, now = self._terms(entry.rpartition(":")[0], delay), time.monotonic()
-        reply = self.alias.run(outbox.claim(self.outbox, token, terms, entry, now=now, message=raw, replaces=replaces))
+        terms, now = self.claim_terms(entry.rpartition(":")[0], delay), time.monotonic()
+        flags = {"replaces": replaces, "replaceable": replaceable}
+        reply = self.alias.run(outbox.claim(self.outbox, token, terms, entry, now=now, message=raw, **flags))
+        if reply.status == b"own":
+            return Claim("own", place=protocol.number(reply.details[0]))
         if reply.status == b"next":
-            self._publish_next(reply, token)
+            self.publish_next(reply, token)
         if reply.status == b"busy":
             return Claim("busy", protocol.owner_of(reply), cast("bytes", reply.details[6]).decode())
         return Claim(reply.status.decode())
@@ -111,12 +126,17 @@ class Ground:
             LockUnavailable: Redis could not be told.
         """
         # Its own token makes that of the claim which follows: so who repeats this for it can finish what it began.
-        claim = landing.token or new_token(), self._terms("", delay)
+        claim = landing.token or new_token(), self.claim_terms("", delay)
+        settles = b""
+        if outcome is not None:  # only where runs that have passed a call settle that too, its content is asked for
+            settles = json.dumps(outcome).encode() if self.mode == "rerun" else b"1"
         lease_ttl = self.alias.terms(self.alias.settings.timeout).ttl
         published: list[Parked] = []
         while True:
             deadline = 0.0 if once else time.monotonic() + self.alias.patience
-            flow = outbox.land(self.outbox, landing, claim, lease_ttl, published, deadline=deadline, once=once)
+            flow = outbox.land(
+                self.outbox, landing, claim, lease_ttl, published, outcome=settles, deadline=deadline, once=once
+            )
             reply = self.alias.run(flow)
             if reply.status != b"settle":
                 break
@@ -125,7 +145,7 @@ class Ground:
                 message = Message.loads(parked.message)
                 message.publish(self.app, message.ticket._replace(again=True, outcome=outcome))
         if reply.status == b"next":
-            self._publish_next(reply, claim[0], after, kept=landing.kept, once=once)
+            self.publish_next(reply, claim[0], after, kept=landing.kept, once=once)
         if reply.status == b"lost" and reply.unanswered:
             return "released"  # by the attempt that stayed without an answer
         return reply.status.decode()
@@ -139,10 +159,10 @@ class Ground:
         Raises:
             LockUnavailable: Redis could not be asked.
         """
-        claim = new_token(), self._terms("")
+        claim = new_token(), self.claim_terms()
         reply = self.alias.run(outbox.drain(self.outbox, claim, deadline=self._deadline()))
         if reply.status == b"next":
-            self._publish_next(reply, claim[0])
+            self.publish_next(reply, claim[0])
         return reply.status.decode()
 
     def has_ended(self, entry: str) -> bool:
@@ -153,22 +173,31 @@ class Ground:
         """
         return self.alias.run(outbox.has_ended(self.outbox, entry, deadline=self._deadline()))
 
-    def _publish_next(self, reply: Reply, token: bytes, after: str = "", *, kept: str = "", once: bool = False) -> None:
+    def publish_next(self, reply: Reply, token: bytes, after: str = "", *, kept: str = "", once: bool = False) -> None:
+        """Publishes the message that the key was handed to, by an answer "next", and drops it from the outbox.
+
+        Args:
+            token: the random part of that of its claim.
+            after, kept, once: as for `land`.
+
+        Raises:
+            LockUnavailable: Redis could not be asked; the sweep publishes it again.
+        """
         parked = outbox.parked_of(reply)
         entry = parked[0].entry.decode()
         message = Message.loads(parked[0].message)
-        ticket = message.ticket._replace(again=True)
+        ticket = message.ticket._replace(again=True, place=int(parked[0].sequence))
         if entry != kept:
             # All else wants a run of its own.
             after = (after or ticket.flight_of or "") if self.mode == "join" else ""
             ticket = ticket._replace(flight_of=None, after=after)  # it flies itself now
         deadline = 0.0 if once else self._deadline()
         if delay := delay_of(self.app, message.headers):  # it will wait longer than the claim was made for
-            self.alias.run(outbox.lengthen(self.outbox, entry, token, self._terms("", delay), deadline=deadline))
+            self.alias.run(outbox.lengthen(self.outbox, entry, token, self.claim_terms("", delay), deadline=deadline))
         message.publish(self.app, ticket)
         self.alias.run(outbox.confirm(self.outbox, parked, deadline=deadline, once=once))
 
-    def _terms(self, task_id: str, delay: float = 0.0) -> Terms:
+    def claim_terms(self, task_id: str = "", delay: float = 0.0) -> Terms:
         """What a claim asks for; from the owner's last field duplicates learn the flight's task."""
         return self.alias.terms_of_task(self.queue_timeout + delay, task_id, QUEUED)
 

@@ -36,6 +36,7 @@ class Ticket(NamedTuple):
         serializer: of its body.
         turns: how often it could not be started.
         again: whether it was parked, so that there may be copies of it.
+        place: of the call among those of the key, as Redis numbers them; 0 if it has not got one yet.
         after: the task that ended without an outcome and left it the key; empty if that is not known.
         outcome: of the flight it waited for, packed.
     """
@@ -45,6 +46,7 @@ class Ticket(NamedTuple):
     serializer: str | None = None
     turns: int = 0
     again: bool = False
+    place: int = 0
     after: str | None = None
     outcome: dict[str, Any] | None = None
 

@@ -48,7 +48,6 @@ class Landing:
         entry: which.
         token: of the run's lease; empty if it has none.
         ended: whether for good: copies of its message are dropped then.
-        settles: whether it has an outcome for those parked behind it.
         kept: the entry that the key is kept for.
         by_claim: whether the key is also let go if it still is the entry's claim.
     """
@@ -56,7 +55,6 @@ class Landing:
     entry: str
     token: bytes = b""
     ended: bool = True
-    settles: bool = False
     kept: str = ""
     by_claim: bool = False
 
@@ -70,18 +68,24 @@ def claim(
     now: float,
     message: bytes = b"",
     replaces: bool = False,
+    replaceable: bool = False,
 ) -> Flow[Reply]:
     """Takes the key for a call; with a message, parks that if the key is taken.
 
     A claim keeps duplicates away, but excludes nobody: so no replica has to acknowledge it, as one must a message.
 
+    Args:
+        replaces: whether the message takes the place of the one that is parked as this entry.
+        replaceable: whether that of a later call may take its place.
+
     Raises:
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
-    args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message, _flag(replaces))
+    args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
+    args += _flag(replaces), _flag(replaceable)
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
-    parks = entry if message and outbox.mode != b"rerun" else ""  # else other callers may count on it as well
+    parks = entry if message and not replaceable else ""  # else other callers may count on it as well
     reply = yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks)
     return reply
 
@@ -93,17 +97,24 @@ def start(
     entry: str,
     *,
     now: float,
+    claim_terms: Terms,
     message: bytes = b"",
     flight_of: str = "",
     copy: bool = False,
+    place: int = 0,
 ) -> Flow[Reply | Grant]:
-    """Takes the key for a run; with a message, parks that if the key is taken.
+    """Takes the key for a run; with a message, parks that if the key is taken, or is due to one parked before.
+
+    Args:
+        claim_terms: of the claim that the one before it gets.
+        place: of its call among those of the key; 0 if that is not known.
 
     Raises:
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
-    call = _call(outbox, scripts.START, (*args, flight_of.encode(), _flag(copy)), now + terms.patience, entry)
+    further = flight_of.encode(), _flag(copy), b"%d" % place, claim_terms.ttl
+    call = _call(outbox, scripts.START, (*args, *further), now + terms.patience, entry)
     call.replicas = terms.replicas
     # What it may have parked stays: its message comes again under the same entry, and may be parked anew before this.
     reply = yield from _undone_if_it_fails(outbox, call, token, parks="")
@@ -119,14 +130,19 @@ def land(
     lease_ttl: bytes,
     published: Sequence[Parked],
     *,
+    outcome: bytes,
     deadline: float,
     once: bool = False,
 ) -> Flow[Reply]:
-    """Ends a flight, or a step of that; see the script. ``claim`` is for the entry that follows."""
+    """Ends a flight, or a step of that; see the script. ``claim`` is for the entry that follows.
+
+    Args:
+        outcome: for those parked behind it; empty if it has none.
+    """
     token, terms = claim
     place = outbox.lock.member, outbox.lock.wake, outbox.mode
-    flags = _flag(landing.by_claim), _flag(landing.ended), _flag(landing.settles)
-    run = landing.entry.encode(), token, *flags, landing.kept.encode()
+    flags = _flag(landing.by_claim), _flag(landing.ended)
+    run = landing.entry.encode(), token, *flags, outcome, landing.kept.encode()
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
     call = _call(outbox, scripts.LAND, args, deadline, landing.entry, landing.kept or landing.entry)
     call.once = once
@@ -174,7 +190,7 @@ def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: flo
         script,
         args,
         deadline,
-        also=(outbox.keys.order, outbox.keys.messages, outbox.keys.outboxes, *ended),
+        also=(outbox.keys.order, outbox.keys.messages, outbox.keys.outboxes, outbox.keys.latest, *ended),
     )
 
 

@@ -47,7 +47,8 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
     if flight := _retried(task, name, options):
-        result = send(**_with(options, Ticket(name)))
+        place = Ticket.of(task.request.headers or {}).place
+        result = send(**_with(options, Ticket(name, place=place)))
         flight.retry_delay = delay_of(task.app, options)
         return result
     return _Call(task, policy, send, options, name).make()
@@ -85,18 +86,19 @@ class _Call:
 
     def _claimed(self, claim: Claim) -> "AsyncResult[Any]":
         if claim.status == "own":
-            return self._fly()
+            return self._fly(claim)
         if claim.status == "over":
             raise LockUnavailable(self.ground.name, "its request was given up")
         duplicates.tell(self.task, self.policy, self.ground.name, claim.holder)
+        if self.policy.on_duplicate in ("rerun", "wait"):
+            return self._park(claim)
         if self.awaited:
-            settles = self.policy.on_duplicate not in ("rerun", "wait") and claim.holder.task != self.id
-            return self._publish((claim.holder.task or None) if settles else None)
+            return self._publish(claim.holder.task if claim.holder.task != self.id else None)
         return self._duplicate(claim)
 
-    def _fly(self) -> "AsyncResult[Any]":
+    def _fly(self, claim: Claim) -> "AsyncResult[Any]":
         try:
-            return self._publish()
+            return self._publish(place=claim.place)
         except BaseException:
             _leave(self.task, self.ground, self.entry)
             raise
@@ -108,31 +110,34 @@ class _Call:
             raise DuplicateFlight(self.ground.name, holder=str(holder), flight_id=holder.task)
         if self.policy.on_duplicate == "skip":
             return SkippedResult(holder.task)
-        if self.policy.on_duplicate == "join":
-            if holder.task:
-                return self._result(self.task.AsyncResult(holder.task))
-            return self._publish()  # for want of a result to join
-        return self._park(claim)
+        if holder.task:
+            return self._result(self.task.AsyncResult(holder.task))
+        return self._publish()  # for want of a result to join
 
     def _park(self, claim: Claim) -> "AsyncResult[Any]":
         """Leaves the message to the flight under way; of those that run again, the latest replaces the one before."""
+        # With what its caller wants to follow it, a message is one of its own.
+        replaceable = self.policy.on_duplicate == "rerun" and not self.awaited
         while True:
-            replaces = self.policy.on_duplicate == "rerun" and claim.replaceable != ""
+            replaces = replaceable and claim.replaceable != ""
             if replaces:
                 self.options["task_id"] = claim.replaceable.rpartition(":")[0]
             recorder = Recorder(self.task.app)
             result = self._publish(producer=recorder)
             assert recorder.message is not None
-            claim = self.ground.claim(self.entry, self.delay, recorder.message, replaces=replaces)
+            flags = {"replaces": replaces, "replaceable": replaceable}
+            claim = self.ground.claim(self.entry, self.delay, recorder.message, **flags)
             if claim.status in ("parked", "next"):
                 return result
             if claim.status == "own":  # the flight has ended meanwhile
-                return self._fly()
+                return self._fly(claim)
             self.options["task_id"] = uuid()  # the one to replace is on its way
 
-    def _publish(self, flight_of: str | None = None, producer: Any = None) -> "AsyncResult[Any]":
-        options = _with(self.options, Ticket(self.ground.name, flight_of=flight_of))
-        return self._result(self.send(**options, **({"producer": producer} if producer else {})))
+    def _publish(
+        self, flight_of: str | None = None, *, place: int = 0, producer: Recorder | None = None
+    ) -> "AsyncResult[Any]":
+        options = _with(self.options, Ticket(self.ground.name, flight_of=flight_of, place=place))
+        return self._result(self.send(**options | ({"producer": producer} if producer else {})))
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
         task, ground, entry = self.task, self.ground, entry_of(result.id, 0)

@@ -20,7 +20,7 @@ from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.messages import RUN_TOKEN, Message, Ticket, send_back
 from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import POLICY, Policy
-from django_cluster_lock.flights.results import Outcome, looked_up_at, outcome_of
+from django_cluster_lock.flights.results import Outcome, Packed, looked_up_at, outcome_of
 from django_cluster_lock.flights.started import store_started
 from django_cluster_lock.signals import flight_ended, flight_parked, flight_settled, flight_started
 from django_cluster_lock.snapshots import Owner
@@ -92,11 +92,8 @@ class _Arrival:
         Raises:
             LockUnavailable: that is unknown.
         """
-        if self.ticket.outcome:
-            elsewhere = looked_up_at(self.ticket.outcome)
-            outcome = self._outcome_of(elsewhere) if elsewhere else Outcome.unpacked(self.task, self.ticket.outcome)
-            if outcome:
-                return self._settled(outcome)
+        if self.ticket.outcome and (outcome := self._unpacked(self.ticket.outcome)):
+            return self._settled(outcome)
         if self.policy.scope == "queued":
             self.flight.ground.land(Landing(self.flight.entry, ended=False, by_claim=True))
             return self.call
@@ -108,11 +105,18 @@ class _Arrival:
         if refused and flight_of not in ("", self.id):
             self._drop_if_ended()
             return partial(self._refuse, Owner(task=flight_of))
+        place = ticket.place
         before = self._outcome_of(ticket.after) if ticket.after else None
         message: Message | None = None
         while True:
-            status, holder = self.flight.start(message, flight_of=flight_of, copy=self._may_be_copy)
-            if status == "apart":
+            status, holder, packed = self.flight.start(
+                message, flight_of=flight_of, copy=self._may_be_copy, place=place
+            )
+            if status == "passed":
+                if outcome := self._unpacked(packed or {}):
+                    return self._settled(outcome)
+                place = 0  # for want of its outcome
+            elif status == "apart":
                 if outcome := self._outcome_of(flight_of):
                     return self._settled(outcome)
                 flight_of = ""
@@ -156,6 +160,10 @@ class _Arrival:
     def _drop_if_ended(self) -> None:
         if self._may_be_copy and self.flight.ground.has_ended(self.flight.entry):
             raise self._moved_on()
+
+    def _unpacked(self, packed: Packed) -> Outcome | None:
+        elsewhere = looked_up_at(packed)
+        return self._outcome_of(elsewhere) if elsewhere else Outcome.unpacked(self.task, packed)
 
     def _outcome_of(self, task_id: str) -> Outcome | None:
         """What the result backend has. That it cannot be asked must not cost the message its run."""

@@ -1,7 +1,8 @@
 -- claim: take a flight's lock for a call that is about to be published, or park its message behind the flight.
--- KEYS   record, index, order, messages, outboxes, ended (of the entry)
+-- KEYS   record, index, order, messages, outboxes, latest, ended (of the entry)
 -- ARGV   token (its random part), ttl ms, member of the index, host, pid, thread, task, entry, mode,
---        message (empty: do not park), 1 if it is to replace the message that waits as this entry
+--        message (empty: do not park), 1 if it is to replace the message that waits as this entry, 1 if later calls may
+--        replace it
 -- Returns {'own', fence}
 --         {'busy', ms left, 0, host, pid, thread, task, entry whose message a call replaces}
 --         {'parked'}
@@ -9,7 +10,7 @@
 --         {'gone'}    the entry to replace is not waiting any more
 --         {'over'}    the token was cancelled
 local random, ttl, member, entry, mode, message = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[8], ARGV[9], ARGV[10]
-local token, replaces = claim_for(entry, random), ARGV[11] == '1'
+local token, replaces, replaceable = claim_for(entry, random), ARGV[11] == '1', ARGV[12] == '1'
 local field = read('t', 'f', 'd', 'a', 'qh', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
 local holder, fence, deadline, newest = field[1], field[2], number(field[3]), number(field[4])
 if cancelled(token, field, 6) then return {'over'} end
@@ -34,7 +35,7 @@ if replaces and entry ~= waiting then return {'gone'} end
 
 if mine or not (held or waits or behind) then
   if not mine then
-    redis.call('DEL', KEYS[6])  -- a task id that is used again
+    redis.call('DEL', KEYS[7])  -- a task id that is used again
     fence, deadline = flight_fence(fence), 0
   end
   deadline = math.max(deadline, now + ttl)
@@ -48,9 +49,11 @@ end
 
 if message == '' then
   local owner = held and read('h', 'p', 'r', 'k') or {'', '', '', ''}
-  redis.call('DEL', KEYS[6])
+  redis.call('DEL', KEYS[7])
   return {'busy', held and deadline - now or 0, 0, owner[1], owner[2], owner[3], owner[4], waiting}
 end
-park(entry, message, mode, fence, member, replaces)
-if mode == 'rerun' then redis.call('HSET', messages, 'rerun', entry) end
+local handed = held and handed_before(holder, random)
+if handed then return handed end
+park(entry, message, mode, fence, member, 0, replaces)
+if replaceable then redis.call('HSET', messages, 'rerun', entry) end
 return behind and not waits and hand_over(random, mode, fence, newest, ttl, member) or {'parked'}

@@ -1,5 +1,5 @@
 -- confirm: drop entries that were published.
--- KEYS   record, index, order, messages, outboxes
+-- KEYS   record, index, order, messages, outboxes, latest
 -- ARGV   member of the index, then entries, each with its sequence (empty: any)
 -- Returns 'ok'
 for i = 2, #ARGV, 2 do

@@ -1,5 +1,5 @@
 -- drain: hand a lock that nobody holds to the first of the messages that a flight left behind.
--- KEYS   record, index, order, messages, outboxes
+-- KEYS   record, index, order, messages, outboxes, latest
 -- ARGV   token (its random part), ttl ms, member of the index, ms after which a message that was handed the lock and
 --        is still stored is to be published again
 -- Returns {'next', entry, sequence, message}  to be published: the lock is its claim

@@ -1,10 +1,11 @@
 -- land: end a flight. Gives the parked messages that it settles, hands the lock to the next one, or frees it.
 -- To be called again, with what was published, until the answer is not 'settle'. Repeated, it answers the same.
--- KEYS   record, index, order, messages, outboxes, ended (of the entry), ended (of the one it is kept for, or again)
+-- KEYS   record, index, order, messages, outboxes, latest, ended (of the entry), ended (of the one it is kept for, or
+--        of the same)
 -- ARGV   token, ttl ms of a claim, ttl ms of a lease, member of the index, start of the wake keys, mode, entry, random
 --        part of the token of a claim that follows, 1 if the entry's own claim counts too, 1 if its run has ended for
---        good, 1 if it settles others, entry that the lock is kept for (empty: none), then entries that were published,
---        each with its sequence
+--        good, the outcome that settles others (empty: none), entry that the lock is kept for (empty: none), then entries
+--        that were published, each with its sequence
 -- Returns {'settle', entry, sequence, message, ...}  to be published with the outcome; the lock is still held
 --         {'next', entry, sequence, message}         to be published: the lock is its claim now
 --         {'kept'} {'handed'} {'released'}           for a message under way, to a waiter, to nobody
@@ -12,30 +13,26 @@
 --                                                    answered as 'next' all the same
 local token, claim_ttl, lease_ttl, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wakes, mode, entry, random = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local by_claim, ended, settles, kept = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1', ARGV[12]
+local by_claim, ended, outcome, kept = ARGV[9] == '1', ARGV[10] == '1', ARGV[11], ARGV[12]
 local field = read('t', 'f', 'd', 'a', 'qh', 'k', 'g')
 local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 
 expire(deadline, newest)  -- first, since full memory allows it: a flight must be able to end
 if ended then
-  redis.call('SET', KEYS[6], '1', 'PX', ENDED_LIFE)
+  redis.call('SET', KEYS[7], '1', 'PX', ENDED_LIFE)
   forget(entry, member)
 end
 for i = 13, #ARGV, 2 do
   forget(ARGV[i], member, ARGV[i + 1])
 end
 
-if random_of(holder) == random then
-  local next = redis.call('HGET', messages, 'next')
-  if next and redis.call('ZSCORE', order, next) then return {'next', told(next)} end
-  return {'kept'}
-end
+if random_of(holder) == random then return handed_before(holder, random) or {'kept'} end
 if not holder or not (holder == token or (by_claim and is_claim_of(entry, holder, field[6]))) then
   local free = not (holder and deadline > now) and not queue
   return free and hand_over(random, mode, fence, newest, claim_ttl, member) or {'lost'}
 end
 
-if kept ~= '' and redis.call('EXISTS', KEYS[7]) == 0 then
+if kept ~= '' and redis.call('EXISTS', KEYS[8]) == 0 then
   keep_for(kept, random, fence, newest, claim_ttl, member)
   if redis.call('ZSCORE', order, kept) then
     redis.call('HSET', messages, 'next', kept)
@@ -44,9 +41,14 @@ if kept ~= '' and redis.call('EXISTS', KEYS[7]) == 0 then
   return {'kept'}
 end
 
-if settles and (mode == 'join' or mode == 'rerun') then
-  -- One that was parked after the claim of a run wants another; joiners take what there is.
-  local upto = mode == 'join' and '+inf' or '(' .. (field[7] or fence)
+if outcome ~= '' and (mode == 'join' or mode == 'rerun') then
+  -- What was called after a run's own call wants another; joiners take what there is.
+  local upto = '+inf'
+  if mode == 'rerun' then
+    local place = field[7] or '0'
+    redis.call('SET', latest, place .. ' ' .. outcome, 'PX', ENDED_LIFE)
+    upto = '(' .. place
+  end
   local found = redis.call('ZRANGEBYSCORE', order, '-inf', upto, 'LIMIT', 0, PAGE)
   if #found > 0 then
     deadline = math.max(deadline, now + lease_ttl)

@@ -1,17 +1,19 @@
 -- Shared by the scripts of single flight, after common.lua: the messages parked behind a flight.
 --
--- KEYS   record, index, order, messages, outboxes, ended...
--- `order` has the entries ("task id:attempt") by sequence. `messages` has each entry's message, and the fields
+-- KEYS   record, index, order, messages, outboxes, latest, ended...
+-- `order` has the entries ("task id:attempt") by sequence: the place of their call among the key's calls. `messages` has each entry's message, and the fields
 -- 'mode' (what duplicates get, as the decorator says), 'next' (the entry that was handed the key last) and 'rerun' (the
--- one whose message later calls replace). `outboxes` tells which locks of the slot have entries.
+-- one whose message later calls replace). `outboxes` tells which locks of the slot have entries. `latest`, where only
+-- the latest counts, is for a while the place of the last run that had an outcome, and that: "place outcome".
 -- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known.
 --
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the
--- sequences of the entries that were parked before it. Where only the latest counts, the record's g is the fence that
--- the flight's claim had: what was parked after that wants another run, and all does if it had no claim.
+-- sequences of the entries that were parked before it. A call's place is the fence of its claim, or the sequence that
+-- it was parked with first; its message tells it. Where only the latest counts, the record's g is the place of the
+-- flight's own call, 0 if that is not known: what has a later one wants another run.
 
-local order, messages, outboxes = KEYS[3], KEYS[4], KEYS[5]
+local order, messages, outboxes, latest = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local OUTBOX_LIFE = 2592000000  -- ms, a month: parked messages must outlive what keeps them from being published
 local ENDED_LIFE = 600000       -- ms for which a copy of an ended message is known
 local PAGE = 64                 -- entries one call settles
@@ -50,10 +52,12 @@ local function forget(entry, member, sequence)
   end
 end
 
--- Parks a message, or the one in its place; `anew` also gives it the place that it would have got now.
-local function park(entry, message, mode, fence, member, anew)
+-- Parks a message at its place, or behind all others if that is 0; one that is parked already stays where it is, but
+-- for one that is parked `anew`.
+local function park(entry, message, mode, fence, member, place, anew)
   if anew or not redis.call('ZSCORE', order, entry) then
-    redis.call('ZADD', order, text(math.max(last_sequence() + 1, number(fence) + 1, micros)), entry)
+    if place == 0 then place = math.max(last_sequence() + 1, number(fence) + 1, micros) end
+    redis.call('ZADD', order, text(place), entry)
   end
   redis.call('HSET', messages, entry, message, 'mode', mode)
   redis.call('PEXPIRE', order, OUTBOX_LIFE)
@@ -77,10 +81,18 @@ end
 -- Hands the lock, which nobody holds, to an entry: the first, but the last where only the latest counts.
 -- Nothing if there is none.
 local function hand_over(random, mode, fence, newest, ttl, member)
-  local entry = redis.call(mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE', order, 0, 0)[1]
+  local found = redis.call(mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE', order, 0, 0, 'WITHSCORES')
+  local entry = found[1]
   if not entry then return end
   keep_for(entry, random, fence, newest, ttl, member)
-  if mode == 'rerun' then redis.call('HSET', record, 'g', redis.call('HGET', record, 'f')) end
+  if mode == 'rerun' then redis.call('HSET', record, 'g', found[2]) end
   redis.call('HSET', messages, 'next', entry)
   return {'next', told(entry)}
+end
+
+-- What the lock was handed to by the same request before, if nobody has published that yet.
+local function handed_before(holder, random)
+  if random_of(holder) ~= random then return end
+  local next = redis.call('HGET', messages, 'next')
+  return next and redis.call('ZSCORE', order, next) and {'next', told(next)}
 end

@@ -1,25 +1,47 @@
 -- start: take a flight's lock for the run of a message that has arrived, or park the message behind the flight.
--- KEYS   record, index, order, messages, outboxes, ended (of the entry)
+-- KEYS   record, index, order, messages, outboxes, latest, ended (of the entry)
 -- ARGV   token, ttl ms, member of the index, host, pid, thread, task, entry, mode, message (empty: do not park),
---        the task of whose flight it is a duplicate (empty: of none), 1 if the message may be a copy
+--        the task of whose flight it is a duplicate (empty: of none), 1 if the message may be a copy,
+--        place of its call (0: not known), ttl ms of a claim
 -- Returns {'own', fence}
 --         {'busy', ms left, 0, host, pid, thread, task}
 --         {'parked', ms left, 0, host, pid, thread, task}
+--         {'next', entry, sequence, message}  parked, and the lock handed to this entry, which is to be published
+--         {'passed', outcome}  only the latest counts, and a run for a later call has had this outcome
 --         {'apart'}   the flight of which it is a duplicate does not hold the lock any more
 --         {'ended'}   the message is a copy: its run has ended
 --         {'over'}    the token was cancelled
 local token, ttl, member, task, entry, mode = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[7], ARGV[8], ARGV[9]
 local message, flight, copy = ARGV[10], ARGV[11], ARGV[12] == '1'
+local place, claim_ttl = tonumber(ARGV[13]), tonumber(ARGV[14])
 local field = read('t', 'f', 'd', 'a', 'qh', 'k', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
 local holder, fence, deadline, newest, owner = field[1], field[2], number(field[3]), number(field[4]), field[6]
 local held = holder and deadline > now
 local mine = held and holder == token
 
-if copy and not mine and redis.call('EXISTS', KEYS[6]) == 1 then
+if copy and not mine and redis.call('EXISTS', KEYS[7]) == 1 then
   forget(entry, member)
   return {'ended'}
 end
 if cancelled(token, field, 7) then return {'over'} end
+if mode == 'rerun' and place > 0 and not mine then
+  local latest_place, outcome = (redis.call('GET', latest) or ''):match('^(%d+) (.*)$')
+  if number(latest_place) > place then
+    forget(entry, member)
+    return {'passed', outcome}
+  end
+end
+
+-- Where runs have an order: whether an arrival comes behind one of those that a dead flight left.
+local function comes_behind()
+  if mode == 'wait' then
+    local first = redis.call('ZRANGE', order, 0, 0, 'WITHSCORES')
+    return first[1] and first[1] ~= entry and (place == 0 or number(first[2]) < place)
+  elseif mode == 'rerun' then
+    local last = redis.call('ZREVRANGE', order, 0, 0, 'WITHSCORES')
+    return last[1] and last[1] ~= entry and place > 0 and number(last[2]) > place
+  end
+end
 
 local claimed = held and is_claim_of(entry, holder, owner)
 if flight ~= '' and not mine and not claimed and not (held and owner == flight) then
@@ -30,8 +52,9 @@ if field[5] and not held then
   local first, _, more = first_waiter()
   waits = first or more
 end
+local behind = not (held or waits) and comes_behind()
 
-if mine or claimed or not (held or waits) then
+if mine or claimed or not (held or waits or behind) then
   local since = {}
   if not mine then
     fence, deadline, since = flight_fence(fence), 0, {'s', text(now)}
@@ -40,16 +63,19 @@ if mine or claimed or not (held or waits) then
   expire(deadline, newest)  -- first: full memory must not keep a claim from being taken over
   redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),
     'h', ARGV[4], 'p', ARGV[5], 'r', ARGV[6], 'k', task, unpack(since))
-  if mode == 'rerun' and not (mine or claimed) then redis.call('HSET', record, 'g', 0) end
+  if mode == 'rerun' and not (mine or claimed) then redis.call('HSET', record, 'g', text(place)) end
   expire(deadline, newest)
   forget(entry, member)
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
   return {'own', tonumber(fence)}
 end
 
+local handed = held and handed_before(holder, token)
+if handed then return handed end
 local status = 'busy'
 if message ~= '' then
-  park(entry, message, mode, fence, member)
+  park(entry, message, mode, fence, member, place)
+  if behind then return hand_over(token, mode, fence, newest, claim_ttl, member) end
   status = 'parked'
 end
 local whose = held and read('h', 'p', 'r', 'k') or {'', '', '', ''}

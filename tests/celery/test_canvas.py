@@ -149,7 +149,7 @@ def test_more_duplicates_than_one_page_of_the_outbox_are_settled(flights):
 def test_a_chord_of_members_that_wait_runs_each(flights):
     wait = TASKS["flight", "wait"]
     result = chord([wait.s(flights.key, "last_value", gated=True, value=value) for value in range(5)])(gather.s())
-    flights.until("parked", 4)
+    flights.until_parked(wait, 4)
     flights.open()
     assert result.get(PATIENCE) == [*range(5)]
     runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
@@ -159,7 +159,7 @@ def test_a_chord_of_members_that_wait_runs_each(flights):
 def test_a_chord_of_members_that_rerun_ends(flights):
     rerun = TASKS["flight", "rerun"]
     result = chord([rerun.s(flights.key, "last_value", gated=True, value=value) for value in range(5)])(gather.s())
-    flights.until("parked", 4)
+    flights.until_parked(rerun, 4)
     flights.open()
     values = result.get(PATIENCE)
     assert len(values) == 5

@@ -106,7 +106,7 @@ def test_flight_rerun_by_messages_is_one_more_run(flights, send):
     results = []
     for value in (2, 3, 4):  # one by one: messages to several children have no order
         results.append(send(task, flights.key, value))
-        flights.until("parked", value - 1)
+        flights.until_parked(task, value - 1)
     flights.open()
     assert [result.get(PATIENCE) for result in results] == [4, 4, 4]
     end(flights, task)
@@ -132,7 +132,7 @@ def test_flight_wait_by_messages_is_first_in_first_out(flights, send):
     results = []
     for value in (2, 3, 4):
         results.append(send(task, flights.key, value))
-        flights.until("parked", value - 1)
+        flights.until_parked(task, value - 1)
     flights.open()
     assert [result.get(PATIENCE) for result in results] == [2, 3, 4]
     end(flights, task)

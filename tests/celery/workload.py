@@ -272,6 +272,12 @@ def brief(self, key, how="succeed", gated=False):
     return work(self, key, how, gated)
 
 
+@app.task(bind=True, name="brief_rerun")
+@single_flight(key="{key}", on_duplicate="rerun", queue_timeout=0.3)
+def brief_rerun(self, key, how="succeed", gated=False, value=None):
+    return work(self, key, how, gated, value=value)
+
+
 @app.task(bind=True, name="requeued", acks_late=True, reject_on_worker_lost=True)
 @single_flight(key="{key}")
 def requeued(self, key, how="succeed", gated=False):

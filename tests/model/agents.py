@@ -32,6 +32,7 @@ from tests.model.clients import ROUTES
 
 ALIAS = "model"
 NAME = "flight:job:job"
+PROPERTIES = {"exchange": "", "routing_key": "q"}
 TIMEOUT, QUEUE_TIMEOUT = 30.0, 100.0  # seconds
 
 
@@ -211,9 +212,13 @@ class Job:
     ) -> Any:
         """What Celery's does: makes a message of the call and publishes it."""
         told = headers | {"id": task_id, "task": self.name, "retries": retries}
-        properties = {"exchange": "", "routing_key": "q"}
-        (producer or Producer()).publish((args, {}, {}), headers=told, serializer="json", **properties)
+        (producer or Producer()).publish((args, {}, {}), headers=told, serializer="json", **PROPERTIES)
         return self.AsyncResult(task_id)
+
+    def message(self, version: int, task_id: str) -> Message:
+        """What `send_task` makes."""
+        told = {"id": task_id, "task": self.name, "retries": 0}
+        return Message._made(((version,), {}, {}), "json", told, PROPERTIES)
 
     def run(self, version: int) -> str:
         """The body: its outcome tells its run."""

@@ -26,7 +26,7 @@ class Run:
     begun: int
     claimed: float  # when the flight's claim was made; -inf if it had none
     freed: float = math.inf  # when the key was given up, or lost
-    settled: bool = False  # whether it had an outcome for those that waited for it
+    settled: float = math.inf  # the time in ms at which it had an outcome for those that waited for it
 
 
 @dataclass(eq=False)
@@ -63,17 +63,14 @@ class FlightLedger:
     mode: str
     moment: int = 0
     calm: bool = True  # nothing has been lost, died or expired so far
-    # A message that had claimed the key, and had lost it, was parked: after calls later than its own, so that under
-    # `rerun` it counts as the latest. That is a known gap, and not looked for.
-    late: bool = False
     last_fence: int = 0
     calls: dict = field(default_factory=dict)  # by version
     stories: dict = field(default_factory=dict)
     runs: dict = field(default_factory=dict)  # by outcome
     places: dict = field(default_factory=dict)  # by task id: its first place in the order
     needs: list = field(default_factory=list)  # moments from which another run was wanted
-    claims: dict = field(default_factory=dict)  # under `rerun`: when claims were made, by what the record says of them
-    claim: bytes = b"0"  # what it says now
+    made: dict = field(default_factory=dict)  # when calls got their places, by these
+    place: int = 0  # of the flight's call, under `rerun`, as the record has it
 
     def tell(self, entry, call=None):
         """A message exists, or is promised to somebody."""
@@ -92,13 +89,13 @@ class FlightLedger:
         after, now = ran.after, ran.now
         self._fences(ran)
         self._outbox(ran)
+        for entry, sequence in after.parked.items():
+            self.places.setdefault(_id(entry), sequence)
+            self.made.setdefault(sequence, self.moment)
         if ran.name in ("claim", "start"):
             entry = ran.args[ENTRY].decode()
             getattr(self, f"_{ran.name}")(ran, entry, call)
-        for entry, sequence in after.parked.items():
-            self.places.setdefault(_id(entry), sequence)
-        self.claim = after.fields.get(b"g", b"0")
-        self.claims.setdefault(self.claim, -math.inf if self.claim == b"0" else self.moment)
+        self.place = int(after.fields.get(b"g", 0))
         if after.held(now):
             require(after.indexed, "F3", "a held lock is not in the index", ran)
         self.see(after, now)
@@ -130,39 +127,49 @@ class FlightLedger:
         if ran.status == b"own":
             require(not before.held(now) or before.holder.endswith(ran.token), "F1", "a held key was claimed", ran)
             self.places.setdefault(_id(entry), ran.after.fence)
+            self.made.setdefault(ran.after.fence, self.moment)
             passed = self.mode in ("wait", "rerun") and before.order and not before.held(now)
             require(not passed, "F6", "a call passed those that were left behind", ran)
         if ran.status in (b"own", b"parked", b"next"):
             self.needs.append(self.moment)
-            if call:
+            if call and call.entry != entry:  # else the request was repeated
                 call.claimed, call.entry = self.moment, entry
 
     def _start(self, ran, entry, _):
         before, now = ran.before, ran.now
-        if ran.status == b"parked" or (ran.status == b"own" and not before.held(now)):
+        if ran.status in (b"parked", b"next") or (ran.status == b"own" and not before.held(now)):
             self.needs.append(self.moment)
-        if ran.status == b"parked":
-            self.late = self.late or any(call.entry == entry for call in self.calls.values())
         if ran.status != b"own":
             return
         mine = before.holder == ran.token
         if before.held(now) and not mine:
             theirs = before.holder.startswith(b"~") and claimed_entry(before) == entry
             require(theirs, "F1", "a run took a key that was not its own", ran)
-        # Between an inline run's release and what it then publishes, the key is free like any lock.
-        if self.mode == "wait" and self.calm and before.held(now) and not mine:
+        if self.mode == "wait" and not mine and (self.calm or not before.held(now)):
             place = self.places.get(_id(entry), math.inf)
             passed = [e for e, sequence in before.parked.items() if sequence < place and _id(e) != _id(entry)]
             require(not passed, "F6", "a run overtook those parked before it", entry, passed)
         self.places.setdefault(_id(entry), ran.after.fence)
 
-    def begun(self, entry, version, token, outcome, *, first):
+    def begun(self, entry, version, token, outcome, now, *, first):
         """A body begins."""
         self.moment += 1
-        last = max((run.claimed for run in self.runs.values() if run.settled), default=-1)
+        if self.mode == "rerun":
+            called = self.calls[version].claimed
+            covered = [
+                run
+                for run in self.runs.values()
+                if 0 <= now - run.settled < ENDED_LIFE and called < self.calls[run.version].claimed < math.inf
+            ]
+            require(not covered, "F7", "an update was undone", entry, version, covered)
+        last = max((run.claimed for run in self.runs.values() if run.settled < math.inf), default=-1)
         if self.mode == "rerun" and self.calm and first:
             require(any(need > last for need in self.needs), "F7", "nobody wanted this run", entry, self.runs)
-        self.runs[outcome] = Run(entry, version, token, self.moment, self.claims[self.claim])
+        self.runs[outcome] = Run(entry, version, token, self.moment, self.made.get(self.place, -math.inf))
+
+    def settles(self, outcome, now):
+        """A run gives its outcome to those that waited for it."""
+        self.runs[outcome].settled = min(now, self.runs[outcome].settled)
 
     def ended(self, entry, now):
         """The message's own execution has told Redis that it ended for good."""
@@ -227,7 +234,7 @@ class FlightLedger:
                 later = [
                     run
                     for run in self.runs.values()
-                    if run.begun > call.claimed and (self.late or self.calls[run.version].claimed >= call.claimed)
+                    if run.begun > call.claimed and self.calls[run.version].claimed >= call.claimed
                 ]
                 require(later, "F7", "an update was lost", call, self.calls, self.runs)
 

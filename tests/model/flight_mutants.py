@@ -10,7 +10,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a parked message gets no place",
         OUTBOX,
-        "redis.call('ZADD', order, text(math.max(last_sequence() + 1, number(fence) + 1, micros)), entry)",
+        "redis.call('ZADD', order, text(place), entry)",
         "",
         "F3",
     ),
@@ -24,7 +24,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a copy of an ended message runs",
         ("start",),
-        "if copy and not mine and redis.call('EXISTS', KEYS[6]) == 1 then",
+        "if copy and not mine and redis.call('EXISTS', KEYS[7]) == 1 then",
         "if false then",
         "F5",
         mode="wait",
@@ -50,26 +50,58 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a run settles those that want another",
         ("land",),
-        "local upto = mode == 'join' and '+inf' or '(' .. (field[7] or fence)",
-        "local upto = '+inf'",
+        "upto = '(' .. place",
+        "",
         "F7",
         mode="rerun",
     ),
     ScriptMutant(
-        "a run settles what came after its claim",
+        "a run settles what came after its call",
         ("land",),
-        "'(' .. (field[7] or fence)",
-        "'(' .. fence",
+        "upto = '(' .. place",
+        "upto = '(' .. fence",
         "F7",
         mode="rerun",
     ),
     ScriptMutant(
         "a message keeps its place when it is replaced",
         ("claim",),
-        "park(entry, message, mode, fence, member, replaces)",
-        "park(entry, message, mode, fence, member)",
+        "park(entry, message, mode, fence, member, 0, replaces)",
+        "park(entry, message, mode, fence, member, 0)",
         "F7",
         mode="rerun",
+    ),
+    ScriptMutant(
+        "a late message counts as the latest",
+        ("start",),
+        "park(entry, message, mode, fence, member, place)",
+        "park(entry, message, mode, fence, member, 0)",
+        "F7",
+        mode="rerun",
+    ),
+    ScriptMutant(
+        "a late message runs after a later call's run",
+        ("start",),
+        "if number(latest_place) > place then",
+        "if false then",
+        "F7",
+        mode="rerun",
+    ),
+    ScriptMutant(
+        "an arrival passes a later call that was left behind",
+        ("start",),
+        "place > 0 and number(last[2]) > place",
+        "false",
+        "F7",
+        mode="rerun",
+    ),
+    ScriptMutant(
+        "an arrival passes those left behind",
+        ("start",),
+        "(place == 0 or number(first[2]) < place)",
+        "false",
+        "F6",
+        mode="wait",
     ),
     ScriptMutant("the sweep takes a held key", ("drain",), "if held then", "if false then", "F1", mode="wait"),
     ScriptMutant(
@@ -80,7 +112,11 @@ SCRIPT_MUTANTS = [
         "F1",
     ),
     ScriptMutant(
-        "a message takes a held key", ("start",), "if mine or claimed or not (held or waits) then", "if true then", "F1"
+        "a message takes a held key",
+        ("start",),
+        "if mine or claimed or not (held or waits or behind) then",
+        "if true then",
+        "F1",
     ),
     ScriptMutant(
         "anyone may end a run",
@@ -109,14 +145,14 @@ SCRIPT_MUTANTS = [
 
 
 def confirmed_before_it_is_published(monkeypatch):
-    original = Ground._publish_next
+    original = Ground.publish_next
 
     def publish_next(ground, reply, *args, **options):
         parked = outbox.parked_of(reply)
         ground.alias.run(outbox.confirm(ground.outbox, parked, deadline=0.0, once=True))
         original(ground, reply, *args, **options)
 
-    monkeypatch.setattr(Ground, "_publish_next", publish_next)
+    monkeypatch.setattr(Ground, "publish_next", publish_next)
 
 
 def parked_messages_always_taken_back(monkeypatch):

@@ -41,7 +41,7 @@ FAULTS = [
     *("delay", "delay_for_good", "unreplicated"),
 ]
 EVENTS = [
-    *("sweep", "run_inline", "redeliver", "redeliver", "revoke"),
+    *("send", "sweep", "run_inline", "redeliver", "redeliver", "revoke"),
     *("stall", "lose_message", "deliver_late", "deliver_late"),
 ]
 
@@ -158,6 +158,12 @@ class FlightMachine(RuleBasedStateMachine):
     def kill(self, pick, fate, host, noticed):
         self._kill(_picked(self.agents, pick), fate, host, noticed)
 
+    def _send(self, pick):
+        """A message that nobody has claimed the key for."""
+        call = self.ledger.call(next(self.versions))
+        self.broker.put(self.job.message(call.version, f"sent{call.version}"))
+        self.ledger.tell(self.broker.ready[-1].entry, call)
+
     def _sweep(self, pick):
         self._begin(Agent("sweep", self.job.drain))
 
@@ -267,7 +273,8 @@ class FlightMachine(RuleBasedStateMachine):
         agent.ran = True
         agent.outcome = f"{agent.delivery.entry}#{next(self.numbers)}"
         first = agent.delivery.message.headers["retries"] == 0 and not agent.delivery.redelivered
-        self.ledger.begun(agent.delivery.entry, agent.step.version, agent.token, agent.outcome, first=first)
+        entry, version, now = agent.delivery.entry, agent.step.version, self.shard.now
+        self.ledger.begun(entry, version, agent.token, agent.outcome, now, first=first)
         self.seen["begun", self.ledger.mode] += 1
 
     def _end_body(self, agent, how):
@@ -350,8 +357,9 @@ class FlightMachine(RuleBasedStateMachine):
         if ran.name == "land":
             if agent and agent.kind == "child" and agent.token and not agent.ran:
                 self.ledger.passed_on(self._outcome(agent))
-            if agent and agent.ran and ran.args[10] == b"1":
-                self.ledger.runs[agent.outcome].settled = True
+            if agent and agent.ran and ran.args[10]:
+                self.ledger.settles(agent.outcome, ran.now)
+                self.seen["gave an outcome", self.ledger.mode] += 1
             if ran.args[9] == b"1":
                 self.ledger.ended(ran.args[6].decode(), ran.now)
         return ran.answer

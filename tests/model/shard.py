@@ -14,8 +14,8 @@ START = 4_000_000_000_000_000  # microseconds; far ahead of any server's clock, 
 
 FRAME = b"""
 local model_now, writes, pushed, server = tonumber(ARGV[#ARGV]), 0, {}, redis
-local READS = {HMGET = true, HGET = true, PTTL = true, EXISTS = true, ZCARD = true, ZSCORE = true, ZRANGE = true,
-  ZREVRANGE = true, ZRANGEBYSCORE = true, ZREVRANGEBYSCORE = true}
+local READS = {GET = true, HMGET = true, HGET = true, PTTL = true, EXISTS = true, ZCARD = true, ZSCORE = true,
+  ZRANGE = true, ZREVRANGE = true, ZRANGEBYSCORE = true, ZREVRANGEBYSCORE = true}
 local function through(run)
   return function(command, ...)
     if command == 'TIME' then
@@ -255,10 +255,11 @@ class FlightShard(Shard):
 
     def clear(self):
         super().clear()
-        self.connection.delete(self.outbox.order, self.outbox.messages, self.outbox.outboxes, *self.ended)
+        keys = self.outbox
+        self.connection.delete(keys.order, keys.messages, keys.outboxes, keys.latest, *self.ended)
 
     def _volatile(self):
-        return [*super()._volatile(), self.outbox.order, self.outbox.messages, *self.ended]
+        return [*super()._volatile(), self.outbox.order, self.outbox.messages, self.outbox.latest, *self.ended]
 
     def _forget(self, due):
         super()._forget(due)

@@ -1,0 +1,129 @@
+"""The flows of a flight's key where messages come late, without Celery."""
+
+import time
+
+import pytest
+
+from django_cluster_lock import names
+from django_cluster_lock.aliases import aliases
+from django_cluster_lock.flights import outbox
+from django_cluster_lock.flights.outbox import Landing, Outbox
+from django_cluster_lock.holding import new_token
+from django_cluster_lock.protocol import Grant
+from tests.records import Record
+
+NAME = "flight:task:key"
+OUTCOME = b'{"failed": false}'
+
+
+class Key(Record):
+    """A key of which messages are started, parked and ended by hand, each named by a letter."""
+
+    def __init__(self, server, prefix, mode):
+        super().__init__(server, prefix, NAME)
+        self.alias = aliases["default"]
+        self.outbox = Outbox(self.keys, names.outbox_keys(prefix, self.keys), mode.encode())
+        self.terms, self.tokens = self.alias.terms(10), {}
+
+    def claim(self, letter):
+        terms = self.alias.terms_of_task(10, letter)
+        reply = self.run(outbox.claim(self.outbox, new_token(), terms, f"{letter}:0", now=time.monotonic()))
+        return reply.details[0]
+
+    def start(self, letter, place=0, token=None):
+        self.tokens[letter] = token or new_token()
+        options = {"now": time.monotonic(), "claim_terms": self.terms, "message": letter.encode(), "place": place}
+        terms = self.alias.terms_of_task(10, letter)
+        reply = self.run(outbox.start(self.outbox, self.tokens[letter], terms, f"{letter}:0", **options))
+        return ("own",) if isinstance(reply, Grant) else self.told(reply)
+
+    def land(self, letter, outcome=OUTCOME):
+        landing, claim = Landing(f"{letter}:0", self.tokens[letter]), (self.tokens[letter], self.terms)
+        how = {"outcome": outcome, "deadline": time.monotonic() + 5}
+        return self.told(self.run(outbox.land(self.outbox, landing, claim, self.terms.ttl, (), **how)))
+
+    def run(self, flow):
+        return self.alias.run(flow)
+
+    @staticmethod
+    def told(reply):
+        """The status, and of what is to be published the letters."""
+        letters = [parked.message.decode() for parked in outbox.parked_of(reply)] if _publishes(reply) else []
+        return (reply.status.decode(), *letters)
+
+    def forget(self):
+        """As if its leases had ended."""
+        self.client.delete(self.key)
+
+
+def _publishes(reply):
+    return reply.status in (b"settle", b"next")
+
+
+@pytest.fixture
+def key(settings, locks, cluster, prefix):
+    settings.CLUSTER_LOCKS = locks
+    return lambda mode: Key(cluster, prefix, mode)
+
+
+def test_a_late_message_is_settled_by_the_run_of_a_later_call(key):
+    key = key("rerun")
+    early = key.claim("a")
+    key.forget()
+    later = key.claim("b")
+    assert key.start("b", later) == ("own",)
+    assert key.start("a", early) == ("parked",)
+    assert key.land("b") == ("settle", "a")
+
+
+def test_a_late_message_that_was_handed_the_key_does_not_settle_a_later_call(key):
+    key = key("rerun")
+    early = key.claim("a")
+    key.forget()
+    later = key.claim("b")
+    key.forget()
+    assert key.start("sent") == ("own",)
+    assert key.start("a", early) == ("parked",)
+    assert key.land("sent", outcome=b"") == ("next", "a")
+    assert key.start("a", early) == ("own",)
+    assert key.start("b", later) == ("parked",)
+    assert key.land("a") == ("next", "b")
+
+
+def test_a_late_message_does_not_run_after_a_later_call(key):
+    key = key("rerun")
+    early = key.claim("a")
+    key.forget()
+    later = key.claim("b")
+    key.start("b", later)
+    assert key.land("b") == ("released",)
+    assert key.start("a", early) == ("passed",)
+    assert key.start("b", later) == ("own",)  # which is no earlier one
+    key.land("b", outcome=b"")
+    assert key.start("sent") == ("own",)  # nor is one whose call is not known
+
+
+@pytest.mark.parametrize("mode", ["rerun", "wait"])
+def test_who_is_behind_those_that_were_left_hands_the_key_to_them(key, mode):
+    key = key(mode)
+    place = key.claim("a")
+    key.forget()
+    key.start("running")
+    key.start("left")
+    key.forget()
+    arrival = ("a", place) if mode == "rerun" else ("c", 0)
+    assert key.start(*arrival) == ("next", "left")
+    assert key.start(*arrival, key.tokens[arrival[0]]) == ("next", "left")  # its answer was lost
+    assert key.start(*arrival) == ("parked",)
+    assert key.start("left") == ("own",)
+    assert key.land("left") == (("settle", "a") if mode == "rerun" else ("next", "c"))
+
+
+def test_waiting_messages_keep_the_order_of_their_calls(key):
+    key = key("wait")
+    first = key.claim("a")
+    key.forget()
+    key.start("running")
+    key.start("b")
+    assert key.start("a", first) == ("parked",)
+    assert key.land("running") == ("next", "a")
