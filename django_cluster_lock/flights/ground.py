@@ -171,7 +171,15 @@ class Ground:
         Raises:
             LockUnavailable: Redis could not be asked.
         """
-        return self.alias.run(outbox.has_ended(self.outbox, entry, deadline=self._deadline()))
+        return self.alias.run(outbox.course(self.outbox, entry, deadline=self._deadline())) == "ended"
+
+    def has_started(self, entry: str) -> bool:
+        """Whether a run of an entry is under way, or has ended for good, by one attempt to ask.
+
+        Raises:
+            LockUnavailable: Redis could not be asked.
+        """
+        return self.alias.run(outbox.course(self.outbox, entry, deadline=0.0)) != "open"
 
     def publish_next(self, reply: Reply, token: bytes, after: str = "", *, kept: str = "", once: bool = False) -> None:
         """Publishes the message that the key was handed to, by an answer "next", and drops it from the outbox.

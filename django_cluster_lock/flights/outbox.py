@@ -170,11 +170,12 @@ def lengthen(outbox: Outbox, entry: str, token: bytes, terms: Terms, *, deadline
     return (yield from protocol.ask(Call(outbox.lock, scripts.RENEW, args, deadline)))
 
 
-def has_ended(outbox: Outbox, entry: str, *, deadline: float) -> Flow[bool]:
-    """Whether the run of an entry has ended for good."""
-    call = Call(outbox.lock, scripts.ENDED, (), deadline, also=(outbox.keys.ended + entry.encode(),))
+def course(outbox: Outbox, entry: str, *, deadline: float) -> Flow[str]:
+    """How far the run of an entry is: "ended" for good, "running", or "open": neither."""
+    task, _, _ = entry.encode().rpartition(b":")
+    call = Call(outbox.lock, scripts.ENDED, (task,), deadline, also=(outbox.keys.ended + entry.encode(),))
     reply = yield from protocol.ask(call)
-    return reply.status == b"ended"
+    return reply.status.decode()
 
 
 def parked_of(reply: Reply) -> list[Parked]:

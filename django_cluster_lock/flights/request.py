@@ -1,9 +1,11 @@
 """The worker's parent process: it ends the flights of messages that it drops and of children that die."""
 
 import logging
+from datetime import datetime
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
+from celery.worker import state
 from celery.worker.request import Request
 
 from django_cluster_lock.flights import recovery
@@ -24,12 +26,29 @@ class Recovers:
     the process itself says so first, by a pidfd, before Celery's pool notices.
     """
 
+    id: str
+    task: Any
+    args: Any
+    kwargs: Any
+    request_dict: dict[str, Any]
+    delivery_info: dict[str, Any]
+    stamped_headers: list[str]
+    expires: datetime | None
+    acknowledged: bool
+    _already_revoked: bool
     _requeued = _recovered = _kept = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._run_token = new_token()
-        self.request_dict[RUN_TOKEN] = self._run_token.decode()  # type: ignore[attr-defined]
+        self.request_dict[RUN_TOKEN] = self._run_token.decode()
+
+    def revoked(self) -> bool:
+        """Whether it was revoked or has expired. A copy of what runs or has run is not asked that.
+
+        Celery would store REVOKED in place of that run's outcome; as any copy it is parked, or dropped.
+        """
+        return not self._is_spare() and super().revoked()  # type: ignore[misc]
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
@@ -45,7 +64,7 @@ class Recovers:
         return answer
 
     def reject(self, requeue: bool = False) -> None:
-        self._requeued = self._requeued or (requeue and not self.acknowledged)  # type: ignore[attr-defined]
+        self._requeued = self._requeued or (requeue and not self.acknowledged)
         super().reject(requeue)  # type: ignore[misc]
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
@@ -63,28 +82,42 @@ class Recovers:
             self._end(kept=self._entry if self._kept else "", token=self._run_token)
 
     def _may_come_again(self) -> bool:
-        task: Any = self.task  # type: ignore[attr-defined]
-        dropped = self.acknowledged or self._already_revoked  # type: ignore[attr-defined]
-        return self._requeued or bool(task.acks_late and task.reject_on_worker_lost and not dropped)
+        dropped = self.acknowledged or self._already_revoked
+        return self._requeued or bool(self.task.acks_late and self.task.reject_on_worker_lost and not dropped)
+
+    def _is_spare(self) -> bool:
+        """Whether it would be dropped, but is a copy of what runs or has run, as far as Redis tells at once."""
+        may_be_dropped = self.id in state.revoked or self.expires or self.stamped_headers
+        if not (may_be_dropped and self.delivery_info.get("redelivered")):
+            return False
+        try:
+            ground = self._ground()
+            return ground is not None and ground.has_started(self._entry)
+        except Exception as error:
+            logger.warning("flight.copy_unknown", extra={"lock": "", "task_id": self.id, "reason": str(error)})
+            return False
 
     @property
     def _entry(self) -> str:
-        told = self.request_dict  # type: ignore[attr-defined]
+        told = self.request_dict
         return entry_of(told["id"], told.get("retries"), told.get("replaced_task_nesting"))
 
     def _end(self, *, kept: str, token: bytes, ended: bool = False) -> None:
-        task: Any = self.task  # type: ignore[attr-defined]
-        policy: Policy | None = getattr(task, POLICY)
-        if policy is None:
-            return
         try:
-            name = Ticket.of(self.request_dict).name  # type: ignore[attr-defined]
-            name = name or name_of(task, policy, self.args, self.kwargs)  # type: ignore[attr-defined]
+            ground = self._ground()
         except Exception as error:  # arguments that nobody can read: no run of it can have had a key
             logger.warning("flight.not_freed", extra={"lock": "", "reason": str(error)})
             return
-        landing = Landing(self._entry, token, ended=ended, kept=kept, by_claim=True)
-        recovery.end(task, Ground.of(task.app, policy, name), landing)
+        if ground:
+            recovery.end(self.task, ground, Landing(self._entry, token, ended=ended, kept=kept, by_claim=True))
+
+    def _ground(self) -> Ground | None:
+        """The key; None if the task is not of single flight."""
+        policy: Policy | None = getattr(self.task, POLICY)
+        if policy is None:
+            return None
+        name = Ticket.of(self.request_dict).name or name_of(self.task, policy, self.args, self.kwargs)
+        return Ground.of(self.task.app, policy, name)
 
 
 class FlightRequest(Recovers, Request):  # type: ignore[misc]

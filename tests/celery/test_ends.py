@@ -3,6 +3,7 @@
 import os
 import signal
 
+import celery
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
@@ -300,13 +301,32 @@ def test_our_results_revoke_frees_the_key_at_once(flights):
 def test_our_results_revoke_leaves_a_run_its_key(flights):
     result = join.delay(flights.key, gated=True)
     flights.until("start")
-    until(lambda: result.id in str(app.control.inspect().active()))
     token = flights.record(join).holder()
-    result.revoke()
+    result.revoke(wait=True, timeout=1)  # by then all workers have stored what they do
     assert flights.record(join).holder() == token
     flights.open()
     flights.until("end")
     flights.until_free(join)
+    until(lambda: app.AsyncResult(result.id).successful())  # asked anew: see the next test
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("hosts")
+@pytest.mark.skipif(celery.VERSION < (5, 6), reason="before Celery 5.6 workers store nothing when they are told")
+def test_celery_calls_a_run_revoked_until_it_ends_where_another_worker_is_told_so(flights):
+    """Workers that do not know a task store REVOKED for it: since 5.7 not over STARTED, which the run's own stores."""
+    runs = [join, late] if celery.VERSION >= (5, 7) else [join]
+    results = [task.apply_async((flights.key,), {"gated": True}) for task in runs]
+    flights.until("start", len(runs))
+    if late in runs:
+        until(lambda: results[1].state == "STARTED")
+    for result in results:
+        result.revoke(wait=True, timeout=1)
+    assert results[0].state == "REVOKED"
+    flights.open()
+    for result in results[1:]:
+        assert result.get(PATIENCE).startswith(flights.key)
+    until(lambda: app.AsyncResult(results[0].id).successful())
 
 
 @pytest.mark.parametrize("how", ["revoke", "our revoke", "expire"])

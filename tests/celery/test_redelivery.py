@@ -47,6 +47,21 @@ def test_a_copy_that_arrives_after_the_end_is_dropped(flights, setup, how):
     assert str(app.AsyncResult(result.id).get(propagate=False)) == value
 
 
+@pytest.mark.parametrize("how", ["succeed", "fail"])
+def test_a_revoked_copy_of_what_runs_leaves_it_its_outcome(flights, how):
+    result = late.delay(flights.key, how, gated=True)
+    until(lambda: result.state == "STARTED")
+    app.control.revoke(result.id)
+    redeliver()
+    flights.until("parked")
+    flights.open()
+    flights.until_free(late)
+    until(lambda: not flights.record(late).client.exists(*flights.outbox(late)))
+    assert result.get(PATIENCE, propagate=False) is not None
+    assert result.state == {"succeed": "SUCCESS", "fail": "FAILURE"}[how]
+    assert len(flights.events("start")) == 1
+
+
 def test_a_copy_of_what_waits_for_its_time_has_one_run(flights):
     result = join.apply_async((flights.key,), {"gated": True}, countdown=1)
     until(unacknowledged)
