@@ -9,6 +9,7 @@ from kombu.utils import json
 
 from django_cluster_lock import names, protocol
 from django_cluster_lock.aliases import Alias, aliases
+from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.flights import outbox
 from django_cluster_lock.flights.messages import Message, delay_of
 from django_cluster_lock.flights.outbox import Landing, Outbox, Parked
@@ -149,6 +150,15 @@ class Ground:
         if reply.status == b"lost" and reply.unanswered:
             return "released"  # by the attempt that stayed without an answer
         return reply.status.decode()
+
+    def queued_entry(self, task_id: str) -> str:
+        """The entry of a task that the key is queued for, by one attempt to ask; else that of its first attempt."""
+        first = outbox.entry_of(task_id, 0)
+        try:
+            queued = self.alias.run(outbox.queued_for(self.outbox, deadline=0.0))
+        except LockUnavailable:
+            return first
+        return queued if queued.rpartition(":")[0] == task_id else first
 
     def drain(self) -> str:
         """Hands the key to the first of the messages that nobody else will publish, and publishes it.

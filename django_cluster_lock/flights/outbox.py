@@ -178,6 +178,16 @@ def course(outbox: Outbox, entry: str, *, deadline: float) -> Flow[str]:
     return reply.status.decode()
 
 
+def queued_for(outbox: Outbox, *, deadline: float) -> Flow[str]:
+    """The entry whose claim has the lock; empty if none has."""
+    reply = yield from protocol.ask(Call(outbox.lock, scripts.LOOK, (), deadline))
+    token, *_, task = cast("Sequence[bytes]", reply.details or (b"", b""))
+    if not token.startswith(b"~"):
+        return ""
+    _, attempt, _ = token.split(b"~", 2)
+    return (task + b":" + attempt).decode()
+
+
 def parked_of(reply: Reply) -> list[Parked]:
     """What is to be published, by an answer 'settle' or 'next'."""
     details = cast("Sequence[bytes]", reply.details)

@@ -140,8 +140,8 @@ class _Call:
         return self._result(self.send(**options | ({"producer": producer} if producer else {})))
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
-        task, ground, entry = self.task, self.ground, entry_of(result.id, 0)
-        return FlightResult.of(result, lambda: _leave(task, ground, entry, ended=True))
+        task, ground = self.task, self.ground
+        return FlightResult.of(result, lambda: _leave(task, ground, ground.queued_entry(result.id), ended=True))
 
 
 def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = False) -> None:

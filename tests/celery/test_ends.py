@@ -298,6 +298,20 @@ def test_our_results_revoke_frees_the_key_at_once(flights):
     flights.until_free(join)
 
 
+def test_our_results_revoke_frees_the_key_of_a_waiting_retry_at_once(flights):
+    result = join.delay(flights.key, "retry_in_a_while")
+    until(lambda: flights.record(join).fields().get("r") == "queued" and flights.events("end"))
+    joined = join.delay(flights.key)
+    assert joined.id == result.id
+    joined.revoke()
+    assert flights.free(join)
+    assert join.delay(flights.key).get(PATIENCE).startswith(flights.key)
+    with pytest.raises(TaskRevokedError):
+        result.get(PATIENCE)
+    assert [event["id"] for event in flights.events("start")].count(result.id) == 1
+    flights.until_free(join)
+
+
 def test_our_results_revoke_leaves_a_run_its_key(flights):
     result = join.delay(flights.key, gated=True)
     flights.until("start")

@@ -163,6 +163,10 @@ def retry_later(task, key):
     return again(task, key, countdown=0.3)
 
 
+def retry_in_a_while(task, key):
+    return again(task, key, countdown=2)
+
+
 def retry_with_another_key(task, key):
     # Not at once: Celery stores RETRY after it has published the retry, which may have succeeded by then.
     return again(task, key, countdown=0.3, args=(f"{key}-other",), kwargs={"how": "succeed"})
@@ -223,7 +227,8 @@ def fence(task, key):
 ENDS = {
     end.__name__: end
     for end in (
-        succeed, fail, ignore, reject, requeue, replace, retry, retry_later, retry_with_another_key,
+        succeed, fail, ignore, reject, requeue, replace, retry, retry_later, retry_in_a_while,
+        retry_with_another_key,
         lose, lose_and_query, fence, message, unreachable, let_go,
         refuse, long, last_value, leave, vanish, stop_softly, retry_and_go_on,
     )
