@@ -3,7 +3,8 @@
 import base64
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeAlias
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from celery import Task, states
 from celery.backends.base import DisabledBackend
@@ -17,21 +18,26 @@ Packed: TypeAlias = dict[str, Any]
 
 
 class FlightResult(AsyncResult):  # type: ignore[type-arg]
-    """The result of a call, or of the flight it joined. Revoked, it frees the key at once if the run has not begun."""
+    """The result of a call, or of the flight it joined. Revoked, it frees the key at once if the run has not begun.
 
+    It still is of the class that the app or the task has for its results, and is pickled as one of that.
+    """
+
+    _class: type["AsyncResult[Any]"]
     _leave: Callable[[], None] | None = None
 
     @classmethod
     def of(cls, result: "AsyncResult[Any]", leave: Callable[[], None]) -> "FlightResult":
-        """The same result.
+        """The result itself, which from now on is one of these too.
 
         Args:
             leave: frees the key, if that is still queued.
         """
-        own = cls(result.id, backend=result.backend, app=result.app, parent=result.parent)
-        own.ignored = result.ignored
-        own._leave = leave
-        return own
+        own: Any = result
+        if not isinstance(result, cls):
+            own.__class__ = _also_of_flights(own.__class__)
+        vars(own).update(_leave=leave)
+        return cast("FlightResult", own)
 
     def revoke(self, *args: Any, **options: Any) -> None:
         """Tells the workers to drop the message, as Celery's does, and frees the key, unless the run has begun."""
@@ -40,7 +46,14 @@ class FlightResult(AsyncResult):  # type: ignore[type-arg]
             self._leave()
 
     def __reduce__(self) -> Any:
-        return AsyncResult, self.__reduce_args__()
+        reduced: Any = super().__reduce__()
+        make, *rest = reduced
+        return (self._class if make is self.__class__ else make), *rest
+
+
+@lru_cache
+def _also_of_flights(cls: type["AsyncResult[Any]"]) -> type[FlightResult]:
+    return type(cls.__name__, (FlightResult, cls), {"_class": cls, "__module__": cls.__module__})
 
 
 class SkippedResult(EagerResult):  # type: ignore[type-arg]

@@ -1,12 +1,15 @@
 """However a task is made, and in whichever order it is decorated, it becomes one of single flight."""
 
+import pickle
 import subprocess
 import sys
+from copy import copy
 from types import FunctionType
 
 import pytest
 from celery import Celery, Task, current_app, current_task, shared_task
 from celery.local import PromiseProxy, Proxy
+from celery.result import AsyncResult
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 
@@ -111,6 +114,37 @@ def test_class_based(app):
     tasks = [app.register_task(cls()) for cls in (Base, Inherits, Overrides)]
     assert [is_adopted(task) for task in tasks] == [True, True, False]
     assert tasks[2](5) == 5
+
+
+class Told(AsyncResult):
+    """A project's own result."""
+
+    def told(self):
+        return f"told {self.id}"
+
+
+@pytest.mark.usefixtures("flights")
+@pytest.mark.parametrize("whose", ["app", "task"])
+def test_results_stay_of_the_projects_own_class(current, whose, flights):
+    class Telling(Task):
+        if whose == "task":
+
+            def AsyncResult(self, task_id, **options):
+                return Told(task_id, app=self.app, backend=self.backend, **options)
+
+    if whose == "app":
+        current.AsyncResult = current.subclass_with_self(Told, reverse="AsyncResult")
+    task = current.task(name=f"told-{whose}", shared=False, base=Telling)(flying(fresh(plain)))
+    results = [task.apply_async((flights.key,), queue="nobody") for _ in range(2)]
+    again = pickle.loads(pickle.dumps(results[1]))
+    for result in (*results, again, copy(results[0])):
+        assert result.told() == f"told {results[0].id}"
+        assert isinstance(result, Told)
+    assert not flights.free(task)
+    again.revoke()
+    assert not flights.free(task)
+    results[1].revoke()
+    assert flights.free(task)
 
 
 def test_a_bases_own_methods_are_called(app, flights):
