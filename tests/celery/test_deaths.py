@@ -9,7 +9,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 from celery.utils import uuid
 
-from tests.celery.workload import LATE, PATIENCE, RETRIED, app, doom, join, late
+from tests.celery.workload import LATE, LOST, OVERDUE, PATIENCE, RETRIED, app, doom, join, late
 from tests.records import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefork")]
@@ -77,6 +77,38 @@ def test_a_message_that_comes_again_goes_before_what_is_parked(flights, on_dupli
     flights.until_free(task)
     starts = [event["id"] for event in flights.events("start")]
     assert starts == [first.id, first.id] + ([] if on_duplicate == "join" else [second.id])
+
+
+@pytest.mark.parametrize(("task", "again"), LOST, ids=[task.name for task, _ in LOST])
+def test_the_key_is_kept_for_a_message_that_comes_again_and_for_no_other(flights, task, again):
+    result = task.delay(flights.key, gated=True)
+    kill(flights)
+    flights.until("recovered")
+    if again:
+        assert flights.events("recovered")[0]["status"] == "kept"
+        flights.until("start", 2)
+    flights.open()
+    if again:
+        assert result.get(PATIENCE).startswith(flights.key)
+    else:
+        with pytest.raises(WorkerLostError):
+            result.get(PATIENCE)
+    flights.until_free(task, within=4)
+    assert len(flights.events("start")) == 1 + again
+
+
+@pytest.mark.parametrize(("task", "again"), OVERDUE, ids=[task.name for task, _ in OVERDUE])
+def test_a_message_comes_again_after_a_hard_time_limit_where_it_is_not_acknowledged(flights, task, again):
+    result = task.apply_async((flights.key,), {"gated": True}, time_limit=1)
+    if again:
+        flights.until("start", 2)
+        flights.open()
+        until(lambda: app.AsyncResult(result.id).successful())  # Celery stores a failure meanwhile
+    else:
+        with pytest.raises(TimeLimitExceeded):
+            result.get(PATIENCE)
+    flights.until_free(task, within=4)
+    assert len(flights.events("start")) == 1 + again
 
 
 @pytest.mark.skipif(celery.VERSION < (5, 7), reason="retry_on_worker_lost came with Celery 5.7")

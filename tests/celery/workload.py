@@ -8,6 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
+import celery
 import django
 from celery import Celery, Task, shared_task, states
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
@@ -322,8 +323,10 @@ def task_of(scope, on_duplicate):
     return task
 
 
-def late_of(on_duplicate, **options):
-    @app.task(bind=True, name=f"late-{on_duplicate}-{'-'.join(options)}", acks_late=True, **options)
+def late_of(on_duplicate, *, acks_late=True, **options):
+    name = f"{'late' if acks_late else 'early'}-{on_duplicate}-{'-'.join(options)}"
+
+    @app.task(bind=True, name=name, acks_late=acks_late, **options)
     @single_flight(key="{key}", on_duplicate=on_duplicate)
     def task(self, key, how="succeed", gated=False, value=None):
         return work(self, key, how, gated, value=value)
@@ -338,6 +341,27 @@ TASKS = {
     if scope != "queued" or on_duplicate in ("join", "skip", "raise")
 }
 LATE = {on_duplicate: late_of(on_duplicate, reject_on_worker_lost=True) for on_duplicate in ("join", "rerun", "wait")}
+NEVER_ACKED, NO_FAILURE_ACKED, NO_TIMEOUT_ACKED = (
+    late_of("join", **{option: False})
+    for option in ("acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout")
+)
+LOST = [  # tasks, and whether a message comes again whose child was lost
+    (late, False),
+    (LATE["join"], True),
+    (late_of("join", reject_on_worker_lost=True, acks_late=False), False),
+    (NEVER_ACKED, False),
+    (NO_FAILURE_ACKED, False),
+    (late_of("join", reject_on_worker_lost=True, acks_on_failure_or_timeout=False), True),
+    (late_of("join", reject_on_worker_lost=True, acks_on_failure=False), True),
+    (late_of("join", reject_on_worker_lost=True, retry_on_worker_lost=True, max_retries=0), celery.VERSION < (5, 7)),
+]
+OVERDUE = [  # the same at a hard time limit
+    (late, False),
+    (LATE["join"], False),
+    (NEVER_ACKED, True),
+    (NO_FAILURE_ACKED, False),
+    (NO_TIMEOUT_ACKED, celery.VERSION >= (5, 7)),
+]
 RETRIED = late_of("join", retry_on_worker_lost=True, max_retries=2, default_retry_delay=0)
 
 
