@@ -8,7 +8,7 @@ T = TypeVar("T")
 Node: TypeAlias = tuple[str, int]
 Command: TypeAlias = tuple[bytes, ...]
 
-BRIEFLY = 0.5  # seconds for what is asked beside the point: the layout, a cancel
+BRIEFLY = 0.5  # seconds for what is asked beside the point, the layout or a cancel: enough to set TLS up for it
 TRANSIENT = {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"}
 
 
