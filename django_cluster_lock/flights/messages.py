@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 
 from celery import Celery, Task
 from celery.utils.time import maybe_make_aware
-from kombu.serialization import dumps
+from kombu.serialization import dumps, registry  # type: ignore[attr-defined]
 from kombu.utils import json
 from kombu.utils.encoding import str_to_bytes
 
 HEADER = "cluster_lock"
 # Also a header, once a worker's parent process has taken the message: the token that its run's lease will have.
 RUN_TOKEN = "cluster_lock_run"  # noqa: S105 - the name of a field
+CONTENT_TYPE = "cluster_lock_content_type"  # likewise: that of the message
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0  # seconds until a message that cannot be started is delivered again
 # What Celery writes into a message's headers, but for `eta`; all else that a request has it got from elsewhere.
 _HEADERS = (
     "lang", "task", "id", "shadow", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id",
     "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps",
 )  # fmt: skip
-_OF_ONE_DELIVERY = {"redelivered", "compression", RUN_TOKEN}  # the first two are kombu's
+_OF_ONE_DELIVERY = {"redelivered", "compression", RUN_TOKEN, CONTENT_TYPE}  # the first two are kombu's
 # Of what a producer is told, all that says where a message goes and how; how to try again is said anew.
 _PROPERTIES = ("exchange", "routing_key", "priority", "delivery_mode", "correlation_id", "reply_to", "expiration")
 
@@ -33,7 +34,6 @@ class Ticket(NamedTuple):
     Args:
         name: of the flight's lock; empty if the message was published without `apply_async`.
         flight_of: the task whose flight it is a duplicate of.
-        serializer: of its body.
         turns: how often it could not be started.
         again: whether it was parked, so that there may be copies of it.
         place: of the call among those of the key, as Redis numbers them; 0 if it has not got one yet.
@@ -43,7 +43,6 @@ class Ticket(NamedTuple):
 
     name: str = ""
     flight_of: str | None = None
-    serializer: str | None = None
     turns: int = 0
     again: bool = False
     place: int = 0
@@ -86,7 +85,7 @@ class Message:
             "correlation_id": request.correlation_id,
             "reply_to": request.reply_to,
         }
-        serializer = ticket.serializer or task.serializer
+        serializer = registry.type_to_name.get((request.headers or {}).get(CONTENT_TYPE), task.serializer)
         return cls._made((request.args, request.kwargs, embedded), serializer, headers | ticket.headers(), properties)
 
     @classmethod

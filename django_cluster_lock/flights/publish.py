@@ -159,5 +159,4 @@ def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Flig
 def _with(options: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
     """The options with this ticket; a retry's headers still hold that of the attempt before."""
     headers = {key: value for key, value in (options.get("headers") or {}).items() if key != HEADER}
-    ticket = ticket._replace(serializer=options.get("serializer"))
     return options | {"headers": headers | ticket.headers()}

@@ -11,7 +11,7 @@ from celery.worker.request import Request
 from django_cluster_lock.flights import recovery
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.keys import name_of
-from django_cluster_lock.flights.messages import RUN_TOKEN, Ticket
+from django_cluster_lock.flights.messages import CONTENT_TYPE, RUN_TOKEN, Ticket
 from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import POLICY, Policy
 from django_cluster_lock.holding import new_token
@@ -31,6 +31,7 @@ class Recovers:
     args: Any
     kwargs: Any
     request_dict: dict[str, Any]
+    content_type: str | None
     delivery_info: dict[str, Any]
     stamped_headers: list[str]
     expires: datetime | None
@@ -41,7 +42,7 @@ class Recovers:
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._run_token = new_token()
-        self.request_dict[RUN_TOKEN] = self._run_token.decode()
+        self.request_dict.update({RUN_TOKEN: self._run_token.decode(), CONTENT_TYPE: self.content_type})
 
     def revoked(self) -> bool:
         """Whether it was revoked or has expired. A copy of what runs or has run is not asked that.

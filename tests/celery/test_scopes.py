@@ -1,5 +1,7 @@
 """Every scope with every `on_duplicate`: what a duplicate gets if it is met at the call, and if a worker meets it."""
 
+from functools import partial
+
 import pytest
 
 from django_cluster_lock import DuplicateFlight
@@ -60,6 +62,19 @@ def end(flights, task):
 
 def values(flights):
     return [event["value"] for event in flights.events("start")]
+
+
+@pytest.mark.parametrize("by", ["call", "name"])
+def test_a_parked_message_keeps_its_serializer(flights, by):
+    task = TASKS["flight", "join"]
+    task.delay(flights.key, "ignore", gated=True)  # has no outcome: what is parked runs itself
+    flights.until("start")
+    send = task.apply_async if by == "call" else partial(app.send_task, task.name)
+    options = {"task_id": f"awaited-{flights.key}"}
+    second = send((flights.key,), {"how": "kind_of_value", "value": (1, 2)}, serializer="literal", **options)
+    flights.until("parked")
+    flights.open()
+    assert second.get(PATIENCE) == "tuple"
 
 
 # scope="flight": from the call on

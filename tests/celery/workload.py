@@ -1,5 +1,6 @@
 """The tasks that the tests run. What they do stands in a log on disk, a JSON object a line."""
 
+import ast
 import json
 import os
 import signal
@@ -14,12 +15,16 @@ from celery import Celery, Task, shared_task, states
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import task_postrun, task_prerun
 from django.dispatch import receiver
+from kombu.serialization import register
+from kombu.utils.encoding import bytes_to_str
 
 import django_cluster_lock.tasks  # noqa: F401 - as `autodiscover_tasks` does
 from django_cluster_lock import LockError, LockUnavailable, current_lock, signals, single_flight
 from django_cluster_lock.flights.messages import Message
 
 app = Celery("flight-tests")
+# Unlike JSON it knows tuples.
+register("literal", repr, lambda data: ast.literal_eval(bytes_to_str(data)), "application/x-literal", "utf-8")
 setup = {}
 PATIENCE = 20  # seconds in which a test is over
 
@@ -40,6 +45,7 @@ def configure(values):
         result_backend_transport_options=prefix,
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=4,
+        accept_content=["json", "literal"],
     )
     app.conf.update(values.get("conf", {}))
 
@@ -108,6 +114,10 @@ def long(task, key):
 
 def last_value(task, key):
     return task.request.kwargs["value"]
+
+
+def kind_of_value(task, key):
+    return type(task.request.kwargs["value"]).__name__
 
 
 def leave(task, key):
@@ -197,7 +207,7 @@ def lose_and_query(task, key):
 def message(task, key):
     """What its message says, but for the ticket, and when and how often it was delivered."""
     request = task.request
-    ours = ("cluster_lock", "cluster_lock_run", "redelivered")
+    ours = ("cluster_lock", "cluster_lock_run", "cluster_lock_content_type", "redelivered")
     headers = {name: value for name, value in request.headers.items() if name not in ours}
     told = ("argsrepr", "kwargsrepr", "shadow", "root_id", "parent_id", "expires", "stamps", "correlation_id")
     details = {name: request.get(name) for name in told}
@@ -231,7 +241,7 @@ ENDS = {
         succeed, fail, ignore, reject, requeue, replace, retry, retry_later, retry_in_a_while,
         retry_with_another_key,
         lose, lose_and_query, fence, message, unreachable, let_go,
-        refuse, long, last_value, leave, vanish, stop_softly, retry_and_go_on,
+        refuse, long, last_value, kind_of_value, leave, vanish, stop_softly, retry_and_go_on,
     )
 }  # fmt: skip
 
