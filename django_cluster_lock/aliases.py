@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -69,6 +70,10 @@ class Alias:
 
     def run(self, flow: Flow[T]) -> T:
         return drivers.run(carry(flow, self.topology), self.connections)
+
+    def run_ahead(self, flow: Flow[T]) -> Callable[[], T]:
+        """Sends a flow's first request; what is returned gives the result, and has to be called."""
+        return drivers.run_ahead(carry(flow, self.topology), self.connections)
 
     async def arun(self, flow: Flow[T]) -> T:
         return await drivers.arun(carry(flow, self.topology), await self._connections_here())

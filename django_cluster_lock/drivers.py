@@ -5,7 +5,9 @@ never closes a flow.
 """
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn, TypeVar
 
 from django_cluster_lock.actions import Actions
 from django_cluster_lock.connections.aio import AsyncConnections
@@ -17,19 +19,47 @@ _unfinished: set[asyncio.Task[object]] = set()
 
 def run(flow: Actions[T], connections: Connections) -> T:
     """Runs a flow and gives its result."""
-    answer: object = None
-    error: BaseException | None = None
+    return _go_on(flow, connections, _nothing)
+
+
+def run_ahead(flow: Actions[T], connections: Connections) -> Callable[[], T]:
+    """Sends what a flow asks for first, so that its caller can do something until the answer is there.
+
+    Returns:
+        What runs the rest of the flow and gives its result. It must be called: until then a connection is taken.
+    """
+    action = next(flow)
+    try:
+        answer = connections.begin(action)
+    except BaseException as interruption:
+        _go_on(flow, connections, partial(_fail, interruption))
+        raise
+    return partial(_go_on, flow, connections, answer)
+
+
+def _go_on(flow: Actions[T], connections: Connections, perform: Callable[[], object]) -> T:
+    """Runs the rest of a flow, from the answer to what it waits for."""
     while True:
+        answer: object = None
+        error: BaseException | None = None
+        try:
+            answer = perform()
+        except BaseException as raised:
+            error = raised
         try:
             action = flow.throw(error) if error else flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
             return result
-        error = None
-        try:
-            answer = connections.perform(action)
-        except BaseException as raised:
-            error = raised
+        perform = partial(connections.perform, action)
+
+
+def _nothing() -> None:
+    """What a flow waits for that has not begun."""
+
+
+def _fail(error: BaseException) -> NoReturn:
+    raise error
 
 
 async def arun(flow: Actions[T], connections: AsyncConnections, error: BaseException | None = None) -> T:

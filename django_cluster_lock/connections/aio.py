@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from django_cluster_lock.actions import Action, Answer, NoAnswer, Node, Send, SendAll
+from django_cluster_lock.connections.idle import Idle
 from django_cluster_lock.connections.options import ConnectionOptions
 from django_cluster_lock.connections.wire import CHUNK, FAILURES, Inbox, failed, pack, patience, refusal
 
@@ -17,6 +17,7 @@ class AsyncWire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._inbox = Inbox()
+        self.used_at = time.monotonic()
 
     @classmethod
     async def open(cls, options: ConnectionOptions, node: Node, within: float) -> "AsyncWire":
@@ -29,7 +30,7 @@ class AsyncWire:
         try:
             await connection.on_connect()
         except BaseException:
-            wire.abort()
+            wire.close()
             raise
         finally:
             connection._reader = connection._writer = None  # noqa: SLF001
@@ -45,7 +46,8 @@ class AsyncWire:
             self._inbox.feed(await self._reader.read(CHUNK))
         return values
 
-    def abort(self) -> None:
+    def close(self) -> None:
+        """Closes with a reset, so that the server drops what it has not run yet."""
         with suppress(RuntimeError):  # its event loop is closed
             self._writer.transport.abort()
 
@@ -55,7 +57,7 @@ class AsyncConnections:
 
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options
-        self._idle: dict[Node, list[AsyncWire]] = defaultdict(list)
+        self._idle = Idle[AsyncWire]()
         self._end_of_loop = self._until_end_of_loop()
 
     @classmethod
@@ -104,29 +106,26 @@ class AsyncConnections:
                 if answer:
                     return answer
             else:
-                wire.abort()
-                for idle in self._idle.pop(send.node, ()):  # the next attempt gets a fresh one
-                    idle.abort()
+                wire.close()
+                for idle in self._idle.drop(send.node):  # the next attempt gets a fresh one
+                    idle.close()
             return failed(send, error, sent)
         except BaseException:
             if wire:
-                wire.abort()
+                wire.close()
             raise
-        self._idle[send.node].append(wire)
-        return Answer(values, sent, time.monotonic())
+        now = time.monotonic()
+        self._idle.give(send.node, wire, now)
+        return Answer(values, sent, now)
 
     async def _wire(self, node: Node, within: float) -> AsyncWire:
-        idle = self._idle[node]
-        while idle:
-            wire = idle.pop()
+        while wire := self._idle.take(node):
             if wire.is_quiet():
                 return wire
-            wire.abort()
+            wire.close()
         return await AsyncWire.open(self._options, node, within)
 
     def forget(self) -> None:
         """Closes all idle connections."""
-        idle, self._idle = self._idle, defaultdict(list)
-        for wires in idle.values():
-            for wire in wires:
-                wire.abort()
+        for wire in self._idle.drop_all():
+            wire.close()

@@ -5,12 +5,13 @@ import socket
 import ssl
 import struct
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from django_cluster_lock.actions import Action, Answer, NoAnswer, Node, Send, SendAll
+from django_cluster_lock.connections.idle import Idle
 from django_cluster_lock.connections.options import ConnectionOptions
 from django_cluster_lock.connections.wire import CHUNK, FAILURES, IDLE_CHECK, Inbox, failed, pack, patience, refusal
 
@@ -68,7 +69,7 @@ class Connections:
 
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options
-        self._idle: dict[Node, list[Wire]] = defaultdict(list)
+        self._idle = Idle[Wire]()
 
     def perform(self, action: Action) -> object:
         """What an action of the exchange answers; a `Send` that fails raises NoAnswer."""
@@ -79,7 +80,14 @@ class Connections:
         time.sleep(action.seconds)
         return time.monotonic()
 
+    def begin(self, action: Action) -> Callable[[], object]:
+        """Writes what a `Send` asks for; what is returned does the rest of the action, and has to be called."""
+        return self._written(action) if isinstance(action, Send) else partial(self.perform, action)
+
     def send(self, send: Send) -> Answer:
+        return self._written(send)()
+
+    def _written(self, send: Send) -> Callable[[], Answer]:
         wire: Wire | None = None
         sent: float | None = None
         try:
@@ -88,18 +96,27 @@ class Connections:
             wire = self._wire(send.node, now, timeout)
             sent = time.monotonic()
             wire.write(send, timeout)
-            values: list[object] = []
-            count = len(send.commands)
+        except FAILURES as error:
+            return partial(self._settle, send, wire, error, sent)
+        except BaseException:
+            if wire:
+                wire.abort()
+            raise
+        return partial(self._answer, send, wire, sent)
+
+    def _answer(self, send: Send, wire: Wire, sent: float) -> Answer:
+        values: list[object] = []
+        count = len(send.commands)
+        try:
             while not wire.take(values, count):
                 wire.feed()
         except FAILURES as error:
             return self._settle(send, wire, error, sent)
         except BaseException:
-            if wire:
-                wire.abort()
+            wire.abort()
             raise
-        now = wire.used_at = time.monotonic()
-        self._idle[send.node].append(wire)
+        now = time.monotonic()
+        self._idle.give(send.node, wire, now)
         return Answer(values, sent, now)
 
     def send_all(self, sends: Sequence[Send]) -> list[Answer | NoAnswer]:
@@ -152,10 +169,10 @@ class Connections:
                     wire.feed()
                     if not wire.take(values, len(sends[place].commands)):
                         continue
-                    wire.used_at = time.monotonic()
-                    outcomes[place] = Answer(values, sent, wire.used_at)
+                    answered = time.monotonic()
+                    outcomes[place] = Answer(values, sent, answered)
                     selector.unregister(wire.socket)
-                    self._idle[sends[place].node].append(wire)
+                    self._idle.give(sends[place].node, wire, answered)
                 except FAILURES as error:
                     selector.unregister(wire.socket)
                     outcomes[place] = self._given_up(sends[place], wire, error, sent)
@@ -163,18 +180,11 @@ class Connections:
 
     def forget(self, *, close: bool = True) -> None:
         """Drops all idle connections; after a fork without closing what the parent still uses."""
-        idle, self._idle = self._idle, defaultdict(list)
-        for wires in idle.values():
-            for wire in wires:
-                wire.close() if close else wire.socket.close()
+        for wire in self._idle.drop_all():
+            wire.close() if close else wire.socket.close()
 
     def _wire(self, node: Node, now: float, timeout: float) -> Wire:
-        idle = self._idle[node]
-        while idle:
-            try:
-                wire = idle.pop()
-            except IndexError:  # another thread was faster
-                break
+        while wire := self._idle.take(node):
             if now - wire.used_at < IDLE_CHECK or wire.is_quiet():
                 return wire
             wire.close()
@@ -199,6 +209,6 @@ class Connections:
                 return answer
         else:
             wire.abort()
-            for idle in self._idle.pop(send.node, ()):  # the next attempt gets a fresh one
+            for idle in self._idle.drop(send.node):  # the next attempt gets a fresh one
                 idle.close()
         return failed(send, error, sent)

@@ -1,8 +1,9 @@
 """A flight's key while no run has it: claimed for a call, parked behind, left to the next, freed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from celery import Celery
 from kombu.utils import json
@@ -16,7 +17,7 @@ from django_cluster_lock.flights.outbox import Landing, Outbox, Parked
 from django_cluster_lock.flights.policy import Policy
 from django_cluster_lock.flights.results import Packed
 from django_cluster_lock.holding import new_token
-from django_cluster_lock.protocol import Reply, Terms
+from django_cluster_lock.protocol import Flow, Reply, Terms
 from django_cluster_lock.snapshots import Owner
 
 QUEUED = "queued"  # what the owner's field for the thread says of a claim
@@ -92,9 +93,20 @@ class Ground:
             LockUnavailable, LockNotReplicated: whether it is taken is unknown.
         """
         token, raw = new_token(), message.dumps() if message else b""
-        terms, now = self.claim_terms(entry.rpartition(":")[0], delay), time.monotonic()
         flags = {"replaces": replaces, "replaceable": replaceable}
-        reply = self.alias.run(outbox.claim(self.outbox, token, terms, entry, now=now, message=raw, **flags))
+        return self._claimed(self.alias.run(self._claiming(token, entry, delay, message=raw, **flags)), token)
+
+    def claim_ahead(self, entry: str, delay: float) -> Callable[[], Claim]:
+        """Asks for the key; what is returned waits for the answer, and has to be called. It raises as `claim`."""
+        token = new_token()
+        answer = self.alias.run_ahead(self._claiming(token, entry, delay))
+        return lambda: self._claimed(answer(), token)
+
+    def _claiming(self, token: bytes, entry: str, delay: float, **options: Any) -> Flow[Reply]:
+        terms, now = self.claim_terms(entry.rpartition(":")[0], delay), time.monotonic()
+        return outbox.claim(self.outbox, token, terms, entry, now=now, **options)
+
+    def _claimed(self, reply: Reply, token: bytes) -> Claim:
         if reply.status == b"own":
             return Claim("own", place=protocol.number(reply.details[0]))
         if reply.status == b"next":

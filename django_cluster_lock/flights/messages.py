@@ -3,7 +3,6 @@
 import base64
 import datetime
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,6 +88,12 @@ class Message:
         return cls._made((request.args, request.kwargs, embedded), serializer, headers | ticket.headers(), properties)
 
     @classmethod
+    def of_call(cls, body: Any, options: Mapping[str, Any]) -> "Message":
+        """The one that a producer is told to publish, with all that says where it goes and how."""
+        properties = {key: options.get(key) for key in _PROPERTIES}
+        return cls._made(body, options.get("serializer"), options["headers"], properties)
+
+    @classmethod
     def _made(cls, body: Any, serializer: str | None, headers: dict[str, Any], properties: dict[str, Any]) -> "Message":
         content_type, encoding, data = dumps(body, serializer)
         kept = {key: value for key, value in properties.items() if value is not None}
@@ -137,32 +142,6 @@ def delay_of(app: Celery, told: Mapping[str, Any]) -> float:
         return max(0.0, told.get("countdown") or 0.0)
     due = maybe_make_aware(datetime.datetime.fromisoformat(eta) if isinstance(eta, str) else eta, app.timezone)
     return max(0.0, (due - app.now()).total_seconds())
-
-
-class Recorder:
-    """In a producer's place: keeps the message of a call that Celery would have published."""
-
-    message: Message | None = None
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    @property
-    def connection(self) -> Any:
-        return self
-
-    @staticmethod
-    def _reraise_as_library_errors() -> nullcontext[None]:
-        return nullcontext()
-
-    def publish(self, body: Any, **options: Any) -> None:
-        """Keeps the first message; what follows is Celery's event about it."""
-        if self.message is None:
-            properties = {key: options.get(key) for key in _PROPERTIES}
-            self.message = Message._made(body, options.get("serializer"), options["headers"], properties)  # noqa: SLF001
-        else:
-            with self._app.producer_pool.acquire(block=True) as producer:
-                producer.publish(body, **options)
 
 
 def send_back(task: "Task[..., Any]", ticket: Ticket) -> None:

@@ -13,13 +13,15 @@ from django_cluster_lock.flights import duplicates, recovery
 from django_cluster_lock.flights.flight import Flight
 from django_cluster_lock.flights.ground import Claim, Ground
 from django_cluster_lock.flights.keys import name_of
-from django_cluster_lock.flights.messages import HEADER, Recorder, Ticket, delay_of
+from django_cluster_lock.flights.messages import HEADER, Message, Ticket, delay_of
 from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import Policy
+from django_cluster_lock.flights.producers import Duplicate, Gate, Recorder
 from django_cluster_lock.flights.results import FlightResult, SkippedResult
 from django_cluster_lock.flights.run import running
 
 logger = logging.getLogger("django_cluster_lock")
+_CHANNELS = {"producer", "connection"}  # the caller's own, if it gives one
 # With one of these somebody waits for the very task id of the call: its message has to go out, duplicate or not.
 _AWAITED = ("task_id", "link", "link_error", "chain", "chord", "group_id")
 Send = Callable[..., "AsyncResult[Any]"]
@@ -62,6 +64,7 @@ class _Call:
         self.ground = Ground.of(task.app, policy, name)
         self.delay = delay_of(task.app, options)
         self.awaited = any(options.get(option) for option in _AWAITED)
+        self.parks = policy.on_duplicate in ("rerun", "wait")
         self.options = options | {"task_id": options.get("task_id") or uuid()}
 
     @property
@@ -74,8 +77,9 @@ class _Call:
         return entry_of(self.id, self.options.get("retries"), self.options.get("replaced_task_nesting"))
 
     def make(self) -> "AsyncResult[Any]":
+        ahead = getattr(self.send, "__func__", None) is Task.apply_async and not self.options.keys() & _CHANNELS
         try:
-            return self._claimed(self.ground.claim(self.entry, self.delay))
+            return self._fly_ahead() if ahead else self._claimed(self.ground.claim(self.entry, self.delay))
         except LockUnavailable as error:
             if error.unanswered:  # a claim may have been made, which no message would ever take over
                 _leave(self.task, self.ground, self.entry)
@@ -84,16 +88,41 @@ class _Call:
             logger.warning("flight.unclaimed", extra={"lock": self.ground.name, "reason": str(error)})
             return self._publish()
 
-    def _claimed(self, claim: Claim) -> "AsyncResult[Any]":
+    def _fly_ahead(self) -> "AsyncResult[Any]":
+        """Has Celery make the message while the claim is on its way."""
+        made = None
+        gate = Gate(self.task.app, self.ground.claim_ahead(self.entry, self.delay), parks=self.parks)
+        try:
+            with gate:
+                made = self._publish(producer=gate)
+        except Duplicate:
+            pass
+        except BaseException:
+            if gate.claim and gate.claim.status == "own":
+                _leave(self.task, self.ground, self.entry)
+            raise
+        assert gate.claim is not None
+        if made and gate.claim.status == "own":
+            return made
+        return self._claimed(gate.claim, made, gate.message)
+
+    def _claimed(
+        self, claim: Claim, made: "AsyncResult[Any] | None" = None, message: Message | None = None
+    ) -> "AsyncResult[Any]":
+        """What becomes of the call by the answer to its claim.
+
+        Args:
+            made, message: what Celery has made of it already, to be parked.
+        """
         if claim.status == "own":
             return self._fly(claim)
         if claim.status == "over":
             raise LockUnavailable(self.ground.name, "its request was given up")
         duplicates.tell(self.task, self.policy, self.ground.name, claim.holder)
-        if self.policy.on_duplicate in ("rerun", "wait"):
-            return self._park(claim)
+        if self.parks:
+            return self._park(claim, made, message)
         if self.awaited:
-            return self._publish(claim.holder.task if claim.holder.task != self.id else None)
+            return self._publish(claim.holder.task if claim.holder.task not in ("", self.id) else None)
         return self._duplicate(claim)
 
     def _fly(self, claim: Claim) -> "AsyncResult[Any]":
@@ -114,27 +143,28 @@ class _Call:
             return self._result(self.task.AsyncResult(holder.task))
         return self._publish()  # for want of a result to join
 
-    def _park(self, claim: Claim) -> "AsyncResult[Any]":
+    def _park(self, claim: Claim, made: "AsyncResult[Any] | None", message: Message | None) -> "AsyncResult[Any]":
         """Leaves the message to the flight under way; of those that run again, the latest replaces the one before."""
         # With what its caller wants to follow it, a message is one of its own.
         replaceable = self.policy.on_duplicate == "rerun" and not self.awaited
         while True:
             replaces = replaceable and claim.replaceable != ""
             if replaces:
-                self.options["task_id"] = claim.replaceable.rpartition(":")[0]
-            recorder = Recorder(self.task.app)
-            result = self._publish(producer=recorder)
-            assert recorder.message is not None
+                self.options["task_id"], made = claim.replaceable.rpartition(":")[0], None
+            if made is None or message is None:
+                with Recorder(self.task.app) as recorder:
+                    made = self._publish(producer=recorder)
+                message = recorder.message
             flags = {"replaces": replaces, "replaceable": replaceable}
-            claim = self.ground.claim(self.entry, self.delay, recorder.message, **flags)
+            claim = self.ground.claim(self.entry, self.delay, message, **flags)
             if claim.status in ("parked", "next"):
-                return result
+                return made
             if claim.status == "own":  # the flight has ended meanwhile
                 return self._fly(claim)
-            self.options["task_id"] = uuid()  # the one to replace is on its way
+            self.options["task_id"], made = uuid(), None  # the one to replace is on its way
 
     def _publish(
-        self, flight_of: str | None = None, *, place: int = 0, producer: Recorder | None = None
+        self, flight_of: str | None = None, *, place: int = 0, producer: Recorder | Gate | None = None
     ) -> "AsyncResult[Any]":
         options = _with(self.options, Ticket(self.ground.name, flight_of=flight_of, place=place))
         return self._result(self.send(**options | ({"producer": producer} if producer else {})))

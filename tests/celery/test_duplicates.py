@@ -1,13 +1,30 @@
 """What the caller of a duplicate gets, by a real worker."""
 
+from contextlib import contextmanager
+
 import pytest
+from celery.signals import before_task_publish
 
 from django_cluster_lock import DuplicateFlight
 from django_cluster_lock.signals import flight_skipped
-from tests.celery.workload import join, raising, skip
+from tests.celery.workload import app, join, raising, skip
 
 pytestmark = pytest.mark.usefixtures("prefork")
 PATIENCE = 20
+
+
+@contextmanager
+def captured(signal, headers):
+    """Collects the headers of what a signal of Celery's tells of."""
+
+    def receive(**told):
+        headers.append(told["headers"])
+
+    signal.connect(receive)
+    try:
+        yield
+    finally:
+        signal.disconnect(receive)
 
 
 def test_a_duplicate_joins_the_flight_that_waits_and_the_one_that_runs(flights):
@@ -62,6 +79,22 @@ def test_a_duplicate_raises_with_the_id_of_the_flight(flights):
     flights.open()
     first.get(PATIENCE)
     assert len(flights.events("arrived")) == 1
+
+
+def test_a_duplicate_leaves_nothing_in_celery(flights):
+    published = []
+    first = join.delay(flights.key, gated=True)
+    subscribed = set(app.backend.result_consumer.subscribed_to)
+    with captured(before_task_publish, published):
+        assert join.delay(flights.key).id == first.id
+    assert not published
+    assert app.backend.result_consumer.subscribed_to == subscribed
+    assert not app.producer_pool._dirty
+    with captured(before_task_publish, published):
+        other = join.delay(f"{flights.key}-other")
+    assert [headers["id"] for headers in published] == [other.id]
+    flights.open()
+    first.get(PATIENCE)
 
 
 def test_different_keys_fly_side_by_side(flights):

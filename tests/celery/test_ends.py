@@ -107,6 +107,13 @@ def test_a_call_that_cannot_be_published_frees_the_key(flights):
     assert flights.free(join)
 
 
+def test_a_call_that_celery_refuses_frees_the_key(flights):
+    with pytest.raises(TypeError):
+        join.apply_async((flights.key,), expires=object())
+    assert flights.free(join)
+    assert join.delay(flights.key).get(PATIENCE).startswith(flights.key)
+
+
 def test_revoked_before_its_start(flights):
     result = join.apply_async((flights.key,), countdown=0.5)
     assert not flights.free(join)
