@@ -11,7 +11,7 @@ import pytest
 from django_cluster_lock import embedded
 from tests.servers import KINDS, PREFIX_STEM, SERVERS, missing
 
-pytest_plugins = ["tests.postgres", "tests.mariadb", "tests.workers"]
+pytest_plugins = ["tests.postgres", "tests.mariadb", "tests.rabbitmq", "tests.workers"]
 
 BASE = "CLUSTER_LOCK_TEST_SERVERS"
 WORKER = "PYTEST_XDIST_WORKER"

@@ -170,9 +170,8 @@ def flights(settings, setup, cluster):
 class Hosts:
     """Two workers on one queue, so that there is another one if a test kills one of them."""
 
-    queue = "hosts"
-
-    def __init__(self, setup):
+    def __init__(self, setup, queue="hosts"):
+        self.queue = queue
         self.locks = setup["locks"] | {"default": setup["locks"]["default"] | {"SWEEP_INTERVAL": 0.5}}
         self.setup, self.count, self.workers = setup, 0, []
 
@@ -181,7 +180,7 @@ class Hosts:
         self.workers = [worker for worker in self.workers if worker.process.poll() is None]
         while len(self.workers) < 2:
             self.count += 1
-            name = f"host-{self.count}"
+            name = f"{self.queue}-{self.count}"
             self.workers.append(Worker(self.setup, "prefork", name, queue=self.queue, locks=self.locks))
         for worker in self.workers:
             worker.ready()

@@ -2,13 +2,16 @@
 
 import base64
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from celery import Celery, Task
 from celery.utils.time import maybe_make_aware
+from kombu import Exchange
 from kombu.serialization import dumps, registry  # type: ignore[attr-defined]
+from kombu.transport.native_delayed_delivery import MAX_LEVEL, MAX_NUMBER_OF_BITS_TO_USE, level_name
 from kombu.utils import json
 from kombu.utils.encoding import str_to_bytes
 
@@ -22,7 +25,15 @@ _HEADERS = (
     "lang", "task", "id", "shadow", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id",
     "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps",
 )  # fmt: skip
-_OF_ONE_DELIVERY = {"redelivered", "compression", RUN_TOKEN, CONTENT_TYPE}  # the first two are kombu's
+_OF_ONE_DELIVERY = {
+    *("redelivered", "compression"),  # kombu's
+    *(RUN_TOKEN, CONTENT_TYPE),
+    # RabbitMQ's, of a message that it kept for a while: it drops one that is to be kept again and still has them.
+    *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
+    *("x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"),
+}
+# For quorum queues, Celery has RabbitMQ keep a message until its time: it begins its key with the seconds, in binary.
+_KEPT_FOR = re.compile(rf"^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
 # Of what a producer is told, all that says where a message goes and how; how to try again is said anew.
 _PROPERTIES = ("exchange", "routing_key", "priority", "delivery_mode", "correlation_id", "reply_to", "expiration")
 
@@ -91,6 +102,8 @@ class Message:
     def of_call(cls, body: Any, options: Mapping[str, Any]) -> "Message":
         """The one that a producer is told to publish, with all that says where it goes and how."""
         properties = {key: options.get(key) for key in _PROPERTIES}
+        if isinstance(exchange := properties["exchange"], Exchange):
+            properties["exchange"] = exchange.name
         return cls._made(body, options.get("serializer"), options["headers"], properties)
 
     @classmethod
@@ -120,6 +133,7 @@ class Message:
         headers.setdefault("eta", None)
         if delay:
             headers["eta"] = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)).isoformat()
+        properties = _kept_for(delay_of(app, headers), self.properties)
         body: Any = self.body
         if self.content_encoding == "utf-8":
             body = self.body.decode()
@@ -131,8 +145,17 @@ class Message:
                 content_encoding=self.content_encoding,
                 serializer=None,
                 retry=True,
-                **self.properties,
+                **properties,
             )
+
+
+def _kept_for(seconds: float, properties: dict[str, Any]) -> dict[str, Any]:
+    """The properties of a message that RabbitMQ keeps, or has kept, until its time: for as long as is left of that."""
+    key, found = _KEPT_FOR.subn("", properties.get("routing_key") or "", count=1)
+    if not found:
+        return properties
+    bits = f"{int(seconds):0{MAX_NUMBER_OF_BITS_TO_USE}b}"
+    return properties | {"exchange": level_name(MAX_LEVEL), "routing_key": ".".join((*bits, key))}
 
 
 def delay_of(app: Celery, told: Mapping[str, Any]) -> float:
