@@ -77,12 +77,11 @@ def running():
     base = Path(tempfile.mkdtemp(prefix="locks-rabbitmq-"))
     ports = free_ports(3)
     server = RabbitMQ(base, f"locks-{ports[0]}@localhost", *ports)
-    processes = []
     with (base / "out").open("w") as out:
-        for command in ("epmd", program("rabbitmq-server")):
-            processes.append(
-                subprocess.Popen([command], cwd=base, env=server.environment, stdout=out, stderr=subprocess.STDOUT)
-            )
+        processes = [
+            subprocess.Popen([command], cwd=base, env=server.environment, stdout=out, stderr=subprocess.STDOUT)
+            for command in ("epmd", program("rabbitmq-server"))
+        ]
     try:
         until(lambda: listens(ports[0]) or processes[-1].poll() is not None, PATIENCE)
         assert processes[-1].poll() is None, (base / "out").read_text()

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -28,6 +28,7 @@ from celery.result import AsyncResult
 
 from django_cluster_lock import embedded, single_flight
 from django_cluster_lock.flights.results import SKIPPED
+from tests import rabbitmq
 from tests.celery.workload import app, note, setup
 from tests.servers import KINDS, PREFIX_STEM
 from tests.workers import Worker, redeliver, setup_of
@@ -137,7 +138,7 @@ class Storm:
                 break
             else:
                 time.sleep(0.1)
-            if now > next_delivery:
+            if now > next_delivery and setup["broker"].startswith("redis"):  # RabbitMQ does so by itself
                 redeliver(VISIBILITY)
                 next_delivery = now + 1
         for worker in self.workers:
@@ -385,17 +386,22 @@ def arguments():
         "--seed", type=int, default=None, help="of the calls and the kills; by default another each time"
     )
     parser.add_argument("--bare", action="store_true", help="the same without single_flight, which has to fail")
+    parser.add_argument("--rabbitmq", action="store_true", help="with RabbitMQ as the broker")
     return parser.parse_args()
 
 
-def start_servers_and_storm(bare):
+def start_servers_and_storm(bare, on_rabbitmq):
     """The program again, with servers of its own."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         cluster, broker = (KINDS[kind].start(base) for kind in ("valkey-cluster", "valkey-standalone"))
         try:
             values = setup_of(cluster, broker, base, f"{PREFIX_STEM}-storm")
-            return run_storm(values, *sys.argv[1:], bare=bare).returncode
+            with rabbitmq.running() if on_rabbitmq else nullcontext() as instead:
+                if instead:
+                    values |= {"broker": instead.url, "backend": values["broker"]}
+                    values["conf"] = {"broker_transport_options": {}}
+                return run_storm(values, *sys.argv[1:], bare=bare).returncode
         finally:
             for server in (cluster, broker):
                 server.close()
@@ -425,7 +431,7 @@ def run_storm(values, *options, bare=False, **process):
 def main():
     given = arguments()
     if not setup:
-        sys.exit(start_servers_and_storm(given.bare))
+        sys.exit(start_servers_and_storm(given.bare, given.rabbitmq))
     seed = random.randrange(2**32) if given.seed is None else given.seed
     account = Storm(given.calls, given.keys, seed).run()
     sys.stdout.write(json.dumps(account, indent=1) + "\n")

@@ -240,3 +240,18 @@ def test_the_key_is_free_before_the_caller_hears_that_nothing_was_published(flig
     finally:
         rabbitmq.control("start_app")
     assert join.delay(flights.key).get(PATIENCE)
+
+
+@pytest.mark.parametrize("task", [join, AGAIN[1]], ids=["join", "wait"])
+def test_a_run_that_ends_without_a_broker_leaves_what_is_parked_to_the_sweep(flights, rabbitmq, hosts, task):
+    fly(flights, task)
+    worker = hosts.of(flights.until("start"))
+    parked = awaited(flights, task)
+    rabbitmq.control("stop_app")
+    try:
+        flights.open()
+        until(lambda: "flight.not_freed" in worker.log.read_text())  # its child is not kept
+    finally:
+        rabbitmq.control("start_app")
+    assert parked.get(2 * PATIENCE).startswith(flights.key)
+    flights.until_free(task)
