@@ -170,8 +170,8 @@ def flights(settings, setup, cluster):
 class Hosts:
     """Two workers on one queue, so that there is another one if a test kills one of them."""
 
-    def __init__(self, setup, queue="hosts"):
-        self.queue = queue
+    def __init__(self, setup, queue="hosts", pool="prefork"):
+        self.queue, self.pool = queue, pool
         self.locks = setup["locks"] | {"default": setup["locks"]["default"] | {"SWEEP_INTERVAL": 0.5}}
         self.setup, self.count, self.workers = setup, 0, []
 
@@ -181,15 +181,15 @@ class Hosts:
         while len(self.workers) < 2:
             self.count += 1
             name = f"{self.queue}-{self.count}"
-            self.workers.append(Worker(self.setup, "prefork", name, queue=self.queue, locks=self.locks))
+            self.workers.append(Worker(self.setup, self.pool, name, queue=self.queue, locks=self.locks))
         for worker in self.workers:
             worker.ready()
         return self.workers
 
     def of(self, event):
-        """The worker whose child an event is of."""
+        """The worker that an event is of, or a child of it."""
         parent = int(Path(f"/proc/{event['pid']}/stat").read_text().rpartition(")")[2].split()[1])
-        return next(worker for worker in self.workers if worker.process.pid == parent)
+        return next(worker for worker in self.workers if worker.process.pid in (event["pid"], parent))
 
 
 @pytest.fixture(scope="session")

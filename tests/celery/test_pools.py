@@ -1,25 +1,146 @@
 """The other pools: threads, greenlets, and the worker's only process itself."""
 
+import signal
+import time
+
 import pytest
 
-from tests.celery.workload import join
-from tests.workers import Worker
+from django_cluster_lock import LockLost
+from tests.celery.workload import LATE, PATIENCE, TASKS, interrupted, join
+from tests.records import until
+from tests.workers import Hosts, redeliver
 
-PATIENCE = 20
-
-
-@pytest.fixture(params=["threads", "solo", "gevent"])
-def pool(request, setup):
-    worker = Worker(setup, request.param, request.param).ready()
-    yield request.param
-    worker.stop()
+LEASE = 2  # seconds
 
 
-def test_one_run_its_retry_and_a_duplicate_that_is_awaited(flights, pool):
-    first = join.apply_async((flights.key, "retry"), queue=pool)
-    awaited = join.apply_async((flights.key,), task_id=f"awaited-{flights.key}", queue=pool)
-    assert first.get(PATIENCE) == awaited.get(PATIENCE)
-    starts = flights.events("start")
-    assert [(event["id"], event["retries"]) for event in starts] == [(first.id, 0), (first.id, 1)]
-    assert len({event["pid"] for event in starts}) == 1
+@pytest.fixture(scope="module", params=["threads", "solo", "gevent"])
+def workers(request, setup):
+    """Two of them, as one of `solo` does nothing else while it runs a task."""
+    hosts = Hosts(setup, request.param, request.param)
+    yield hosts
+    for worker in hosts.workers:
+        worker.stop()
+
+
+@pytest.fixture
+def hosts(workers):
+    workers.both()
+    return workers
+
+
+@pytest.fixture
+def call(flights, hosts):
+    """Calls a task for the test's key; one with a number under an id of its own."""
+
+    def call(task, how="succeed", number=None, **kwargs):
+        options = {"task_id": f"{number}-{flights.key}"} if number else {}
+        return task.apply_async((flights.key, how), kwargs, queue=hosts.queue, **options)
+
+    return call
+
+
+def awaited(flights, call, task, number, *args, **kwargs):
+    """A duplicate that a worker has parked."""
+    result = call(task, *args, number=number, **kwargs)
+    flights.until("parked", number)
+    return result
+
+
+def test_one_run_and_its_retry(flights, call):
+    first = call(join, "retry")
+    settled = call(join, number=1)
+    assert first.get(PATIENCE) == settled.get(PATIENCE)
+    assert [(event["id"], event["retries"]) for event in flights.events("start")] == [(first.id, 0), (first.id, 1)]
     flights.until_free(join)
+
+
+def test_duplicates_join_or_are_parked_and_settled_though_the_lease_is_shorter(flights, call):
+    first = call(join, gated=True)
+    flights.until("start")
+    token = until(flights.record(join).holder)
+    started = time.monotonic()
+    parked = [awaited(flights, call, join, number) for number in (1, 2)]
+    until(lambda: time.monotonic() > started + LEASE + 0.5)
+    assert call(join).id == first.id
+    assert flights.record(join).holder() == token
+    flights.open()
+    assert {result.get(PATIENCE) for result in parked} == {first.get(PATIENCE)}
+    flights.until_free(join)
+    assert len(flights.events("start")) == 1
+
+
+@pytest.mark.parametrize("on_duplicate", ["rerun", "wait"])
+def test_those_behind_it_run_in_order(flights, call, on_duplicate):
+    task = TASKS["flight", on_duplicate]
+    call(task, "last_value", gated=True, value=1)
+    flights.until("start")
+    at_its_call = [call(task, "last_value", value=value) for value in (2, 3)]
+    in_a_worker = awaited(flights, call, task, 1, "last_value", value=4)
+    flights.open()
+    assert at_its_call[-1].get(PATIENCE) == (4 if on_duplicate == "rerun" else 3)
+    if on_duplicate == "wait":
+        assert in_a_worker.get(PATIENCE) == 4
+    flights.until_free(task)
+    values = [1, 4] if on_duplicate == "rerun" else [1, 2, 3, 4]
+    assert [event["value"] for event in flights.events("start")] == values
+    assert_alone(flights)
+
+
+def assert_alone(flights):
+    """No run began before the one before it ended."""
+    runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
+    assert runs == ["start", "end"] * (len(runs) // 2)
+
+
+def lose(flights, task, result):
+    flights.until("start")
+    record = flights.record(task)
+    until(lambda: record.fields().get("k") == result.id)
+    record.client.delete(record.key)
+
+
+@pytest.mark.parametrize("how", ["lose", "lose_and_query"])
+def test_a_lost_lease_aborts_the_run(flights, call, how):
+    result = call(join, how)
+    lose(flights, join, result)
+    with pytest.raises(LockLost):
+        result.get(PATIENCE)
+    assert flights.events("lost")
+    assert not flights.events("queried")
+
+
+def test_a_lost_lease_interrupts_a_run_that_has_the_main_thread(flights, call, hosts):
+    endless = {"gated": True} if hosts.pool == "solo" else {"how": "lose"}  # elsewhere it is aborted at its end
+    result = call(interrupted, **endless)
+    lose(flights, interrupted, result)
+    with pytest.raises(LockLost):
+        result.get(PATIENCE)
+
+
+def test_warm_shutdown_is_a_success(flights, call, hosts):
+    first = call(join, gated=True)
+    worker = hosts.of(flights.until("start"))
+    second = awaited(flights, call, join, 1)
+    worker.process.send_signal(signal.SIGTERM)
+    flights.open()
+    assert first.get(PATIENCE) == second.get(PATIENCE)
+    assert worker.process.wait(PATIENCE) == 0
+    flights.until_free(join)
+    assert len(flights.events("start")) == 1
+
+
+def test_an_abrupt_end_leaves_the_key_to_what_is_parked(flights, call, hosts):
+    task = LATE["join"]
+    call(task, gated=True)
+    worker = hosts.of(flights.until("start"))
+    parked = awaited(flights, call, task, 1)
+    # Celery cannot shut solo down coldly: it tries to cancel the run as if that were a child.
+    worker.process.send_signal(signal.SIGKILL if hosts.pool == "solo" else signal.SIGQUIT)
+    if hosts.pool != "threads":  # a process ends no sooner than its threads
+        flights.until("start", 2)
+    flights.open()
+    assert parked.get(PATIENCE).startswith(flights.key)
+    worker.process.wait(PATIENCE)
+    redeliver()
+    flights.until_free(task)
+    assert len(flights.events("start")) == (1 if hosts.pool == "threads" else 2)
