@@ -145,6 +145,7 @@ class Message:
                 content_encoding=self.content_encoding,
                 serializer=None,
                 retry=True,
+                retry_policy=app.conf.task_publish_retry_policy,
                 **properties,
             )
 

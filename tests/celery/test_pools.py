@@ -6,7 +6,7 @@ import time
 import pytest
 
 from django_cluster_lock import LockLost
-from tests.celery.workload import LATE, PATIENCE, TASKS, interrupted, join
+from tests.celery.workload import LATE, PATIENCE, TASKS, app, interrupted, join
 from tests.records import until
 from tests.workers import Hosts, redeliver
 
@@ -33,8 +33,10 @@ def call(flights, hosts):
     """Calls a task for the test's key; one with a number under an id of its own."""
 
     def call(task, how="succeed", number=None, **kwargs):
-        options = {"task_id": f"{number}-{flights.key}"} if number else {}
-        return task.apply_async((flights.key, how), kwargs, queue=hosts.queue, **options)
+        arguments = {"args": (flights.key, how), "kwargs": kwargs, "queue": hosts.queue}
+        if number:  # without a look at its key
+            return app.send_task(task.name, task_id=f"{number}-{flights.key}", **arguments)
+        return task.apply_async(**arguments)
 
     return call
 

@@ -58,9 +58,10 @@ def fly(flights, task, *, count=1, **kwargs):
 
 
 def awaited(flights, task, *args, **options):
-    """A duplicate that a worker has parked."""
+    """A duplicate that a worker has parked: it was sent without a look at its key."""
     count = len(flights.events("parked"))
-    result = task.apply_async((flights.key, *args), task_id=f"{count}-{flights.key}", **options)
+    options |= {"task_id": f"{count}-{flights.key}"}
+    result = app.send_task(task.name, (flights.key, *args), **options)
     flights.until("parked", count + 1)
     return result
 
