@@ -49,8 +49,10 @@ def awaited(flights, call, task, number, *args, **kwargs):
 
 
 def test_one_run_and_its_retry(flights, call):
-    first = call(join, "retry")
-    settled = call(join, number=1)
+    first = call(join, "retry", gated=True)
+    flights.until("start")
+    settled = awaited(flights, call, join, 1)
+    flights.open()
     assert first.get(PATIENCE) == settled.get(PATIENCE)
     assert [(event["id"], event["retries"]) for event in flights.events("start")] == [(first.id, 0), (first.id, 1)]
     flights.until_free(join)
