@@ -170,8 +170,8 @@ class _Call:
         return self._result(self.send(**options | ({"producer": producer} if producer else {})))
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
-        task, ground = self.task, self.ground
-        return FlightResult.of(result, lambda: _leave(task, ground, ground.queued_entry(result.id), ended=True))
+        task, ground, task_id = self.task, self.ground, result.id  # the result itself would keep itself alive
+        return FlightResult.of(result, lambda: _leave(task, ground, ground.queued_entry(task_id), ended=True))
 
 
 def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = False) -> None:

@@ -1,6 +1,7 @@
 """What the caller of a duplicate gets, by a real worker."""
 
 from contextlib import contextmanager
+from weakref import ref
 
 import pytest
 from celery.signals import before_task_publish
@@ -95,6 +96,12 @@ def test_a_duplicate_leaves_nothing_in_celery(flights):
     assert [headers["id"] for headers in published] == [other.id]
     flights.open()
     first.get(PATIENCE)
+
+
+def test_a_result_goes_when_nobody_wants_it(flights):
+    result = ref(join.delay(flights.key))
+    assert result() is None
+    assert join.delay(flights.key).get(PATIENCE)
 
 
 def test_different_keys_fly_side_by_side(flights):
