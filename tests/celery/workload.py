@@ -51,7 +51,7 @@ def configure(values):
 
 
 def note(what, key, **details):
-    line = json.dumps({"what": what, "key": key, "pid": os.getpid(), **details})
+    line = json.dumps({"what": what, "key": key, "pid": os.getpid(), "at": time.monotonic(), **details})
     with Path(setup["log"]).open("a") as log:
         log.write(line + "\n")
 
@@ -470,7 +470,7 @@ def settled(name, task_id, **_):
 
 @receiver(signals.flight_recovered)
 def recovered(name, task_id, status, **_):
-    note("recovered", key_of(name), id=task_id, status=status, at=time.time())
+    note("recovered", key_of(name), id=task_id, status=status)
 
 
 def meet_around_publication():

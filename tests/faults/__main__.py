@@ -21,8 +21,8 @@ def main():
 
 def harm(folder, whole_links, arguments):
     """One run and its account; gives the exit code."""
-    from tests.faults import checker, claims, latency, run
-    from tests.faults.contestants import CONTESTANTS
+    from tests.faults import checker, claims, flights, latency, run
+    from tests.faults.contestants import CONTESTANTS, FLIGHTS
     from tests.faults.kinds.table import KINDS
 
     kinds = [kind for kind in KINDS if any(word in kind.name for word in arguments.kind or [""])]
@@ -36,10 +36,12 @@ def harm(folder, whole_links, arguments):
         after=None if arguments.short else latency.measure,
     )
     verdicts = checker.judge(outcome.history)
-    told = {name: claims.told(CONTESTANTS[name], verdict) for name, verdict in verdicts.items()}
+    flown = {name: flights.judge(name, each, outcome.history) for name, each in outcome.flown.items()}
+    contestants = CONTESTANTS | FLIGHTS
+    told = {name: claims.told(contestants[name], verdict) for name, verdict in (verdicts | flown).items()}
     if arguments.verdicts:
         arguments.verdicts.write_text(json.dumps(told))
-    write(outcome, verdicts, kinds, arguments)
+    write(outcome, verdicts, flown, kinds, arguments)
     complaints = [line for each in told.values() for line in (*each["broken"], *each["missed"])]
     print(*outcome.failures, *outcome.late, *complaints, sep="\n", file=sys.stderr)
     return int(bool(complaints))
@@ -56,14 +58,14 @@ def parsed():
     return parser.parse_args()
 
 
-def write(outcome, verdicts, kinds, arguments):
+def write(outcome, verdicts, flown, kinds, arguments):
     """Prints the report, and makes it a page of the documentation if that is asked for."""
     from tests.faults import plot, report
     from tests.faults.contestants import CONTESTANTS
     from tests.faults.nodes import SHARDS
 
     command = f"python -m tests.faults --report --seconds {arguments.seconds:g} --seed {arguments.seed}"
-    page = "".join(report.page(outcome, verdicts, kinds, command=command, seed=arguments.seed, picture=PICTURE))
+    page = "".join(report.page(outcome, verdicts, flown, kinds, command=command, seed=arguments.seed, picture=PICTURE))
     print(page)
     if arguments.report:
         (DOCS / "faults.md").write_text(page)

@@ -1,9 +1,10 @@
 """What each contestant claims, and so what is wrong about its verdict. A control claims to fail."""
 
-# Promise 1 and all that any user of a lock may expect; promise 2.
+# Promise 1 and all that any user of a lock may expect; promise 2; what callers of flights may expect.
 PROMISES = {
     1: ("overlaps", "disorder", "overtaken", "hangs", "errors"),
     2: ("stale", "errors"),
+    "answers": ("unanswered", "misled"),
 }
 
 
@@ -15,7 +16,9 @@ def broken(contestant, verdict):
 
 def missed(contestant, verdict):
     """What a control, which promises nothing, ought to have shown and has not: the faults were too mild."""
-    shown = {"overlaps": verdict.overlaps + verdict.overlaps_outside, "stale writes": verdict.stale}
+    shown = {"overlaps": verdict.overlaps + verdict.overlaps_outside}
+    if contestant.kind:
+        shown["stale writes"] = verdict.stale
     return (
         [] if contestant.promises else [f"{contestant.name}: no {name}" for name, found in shown.items() if not found]
     )

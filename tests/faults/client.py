@@ -33,11 +33,16 @@ class FromHere(socket.socket):
         super().connect(address)
 
 
+def come_from(source):
+    """Has all connections of this process come from there."""
+    FromHere.source = source
+    socket.socket = FromHere
+
+
 def configure(task):
     """Sets Django up."""
     if task["source"]:
-        FromHere.source = task["source"]
-        socket.socket = FromHere
+        come_from(task["source"])
     import django
     from django.conf import settings
 

@@ -91,7 +91,7 @@ class Contestant:
         label: what the report calls it.
         replicas: of an alias of ours.
         fenced: whether it writes inside of ``lock.atomic()``.
-        promises: which of the two it makes.
+        promises: which of the two it makes; "answers": all that single flight says of the answers to calls.
     """
 
     def __init__(self, name, label, kind, *, replicas=None, fenced=False, promises=()):
@@ -106,5 +106,12 @@ CONTESTANTS = {
         Contestant("fenced", "REPLICAS 0, `atomic()`", Ours, replicas=0, fenced=True, promises=(2,)),
         Contestant("bare", "REPLICAS 0, without `atomic()`", Ours, replicas=0),
         Contestant("redis-py", "redis-py `RedisCluster.lock()`", RedisPy),
+    )
+}
+FLIGHTS = {
+    each.name: each
+    for each in (
+        Contestant("flights", "`@single_flight`", None, replicas="auto", promises=(1, "answers")),
+        Contestant("undecorated", "the same tasks without it", None),
     )
 }

@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from importlib.metadata import version
 
 from tests.faults.checker import ALLOWANCE, ON_ITS_WAY, PATIENCE
-from tests.faults.contestants import CONTESTANTS
+from tests.faults.contestants import CONTESTANTS, FLIGHTS
+from tests.faults.flights import LOCKS
 
 # For how long after a fault its consequences may show: the longest lease of the clients, and CLOCK_SKEW.
 AFTERMATH = 9.0
@@ -46,16 +47,34 @@ The controls stand in the same run, under the same faults, and have to fail: if 
 redis-py's holder counts on its lock from before the request that got it; its lock has no fences and no queue.
 
 """
+FLIGHTS_VERDICT = """\
+## Single flight
+
+| | {labels} |
+|---|{rules}|
+"""
+FLIGHTS_MEANING = f"""
+In the same run, under the same faults, two programs call Celery tasks of every policy on {len(LOCKS)} keys: alone and
+in chains, groups and chords. Real workers run them, on both sides of the partitions; their children and whole workers
+are killed (SIGKILL). The broker is a server that no fault touches. A run counts on its key until it ends, or its lease
+does: then it is told `LockLost`. *Hangs*: calls that did not return in the time that a call has. *Unanswered*: calls
+without a result. Those that Celery itself or its broker lost are counted apart; the broker's record of its commands has
+to show it: a message that was taken from its queue by a worker that died before it noted that; one that was
+acknowledged early by a worker that died; a member of a chord that died after its result was stored, before it was
+counted. *Misled*: an answer that is not from a run of the key, or from one that was over when another had begun before
+the call. Outside of promise 1 a shard may forget what was parked.
+
+"""
 KINDS = """\
 ## By kind of fault
 
 *Leases*: granted with REPLICAS auto on what the fault touches, from its beginning until all was whole again. What is
 wrong is counted with the last fault that touched its lock or client, {aftermath:g} s after its end at most; what only a
 fault outside of promise 1 can explain, with that. Stale writes of the controls need no fault: their holders write
-whether or not their lease is over.
+whether or not their lease is over. *Flights*: all that is wrong with those under `single_flight`.
 
-| fault | promise 1 | times | leases | overlaps | stale | hangs | controls: overlaps | controls: stale |
-|---|---|---:|---:|---:|---:|---:|---:|---:|
+| fault | promise 1 | times | leases | overlaps | stale | hangs | controls: overlaps | controls: stale | flights |
+|---|---|---:|---:|---:|---:|---:|---:|---:|---:|
 """
 LATENCY = """\
 
@@ -75,7 +94,7 @@ PICTURE = """\
 """
 
 
-def page(run, verdicts, kinds, *, command, seed, picture):
+def page(run, verdicts, flown, kinds, *, command, seed, picture):
     """The page, as text of many lines."""
     posts = {attempt.client for attempt in run.history.attempts} - run.history.deaths.keys()
     yield HEAD.format(
@@ -91,8 +110,10 @@ def page(run, verdicts, kinds, *, command, seed, picture):
     )
     yield from verdict_table(verdicts)
     yield MEANING
+    yield from flight_table(flown)
+    yield FLIGHTS_MEANING
     yield KINDS.format(aftermath=AFTERMATH)
-    yield from kind_rows(run, verdicts, kinds)
+    yield from kind_rows(run, verdicts, flown, kinds)
     if run.failures:
         yield f"\n{len(run.failures)} more faults did not go as they were meant to, and count as outside.\n"
     if run.latency:
@@ -105,7 +126,6 @@ def page(run, verdicts, kinds, *, command, seed, picture):
 def verdict_table(verdicts):
     here = [each for each in CONTESTANTS.values() if each.name in verdicts]
     found = [verdicts[each.name] for each in here]
-    yield VERDICT.format(labels=" | ".join(each.label for each in here), rules="|".join("---:" for _ in here))
     rows = {
         "leases granted": [each.leases for each in found],
         "**overlaps**": [len(each.overlaps) for each in found],
@@ -119,11 +139,38 @@ def verdict_table(verdicts):
         "**overtaken**": [len(each.overtaken) for each in found],
         "other errors": [len(each.errors) for each in found],
     }
+    yield from table(VERDICT, here, rows)
+
+
+def flight_table(flown):
+    here, found = [FLIGHTS[name] for name in flown], list(flown.values())
+    rows = {
+        "calls": [each.calls for each in found],
+        "calls refused (LockUnavailable)": [each.outcomes["LockUnavailable"] for each in found],
+        "runs": [each.leases for each in found],
+        "messages parked": [each.parked for each in found],
+        "children killed": [each.killed["child"] for each in found],
+        "workers killed": [each.killed["worker"] for each in found],
+        "**overlaps**": [len(each.overlaps) for each in found],
+        "overlaps, outside of promise 1": [len(each.overlaps_outside) for each in found],
+        "**fences out of order**": [len(each.disorder) if each.fences else "none at all" for each in found],
+        "**hangs**": [len(each.hangs) for each in found],
+        "**unanswered**": [len(each.unanswered) for each in found],
+        "**misled**": [len(each.misled) for each in found],
+        "unanswered or misled, outside of promise 1": [len(each.answers_outside) for each in found],
+        "unanswered: lost by Celery or its broker": [each.lost.total() for each in found],
+        "answered with an error of the lock's (LockLost, LockUnavailable)": [each.refused.total() for each in found],
+    }
+    yield from table(FLIGHTS_VERDICT, here, rows)
+
+
+def table(head, here, rows):
+    yield head.format(labels=" | ".join(each.label for each in here), rules="|".join("---:" for _ in here))
     for name, values in rows.items():
         yield f"| {name} | {' | '.join(f'{value:,}' if isinstance(value, int) else value for value in values)} |\n"
 
 
-def kind_rows(run, verdicts, kinds):
+def kind_rows(run, verdicts, flown, kinds):
     ours, controls = verdicts["auto"], [verdict for name, verdict in verdicts.items() if name != "auto"]
     causes = {
         "overlaps": causes_of_overlaps([ours], run),
@@ -132,18 +179,22 @@ def kind_rows(run, verdicts, kinds):
         "their overlaps": causes_of_overlaps(controls, run),
         "their stale": by_cause([each for other in controls for each in other.stale], run.history.happenings),
     }
+    flights = flown["flights"]
+    causes["flights"] = causes_of_overlaps([flights], run) + by_cause(
+        [*flights.hangs, *flights.unanswered, *flights.misled, *flights.answers_outside], run.history.happenings
+    )
     leases = leases_under(run)
     for kind in kinds:
         promise = "holds" if kind.holds else "*outside*"
         if reason := run.not_run.get(kind.name):
-            yield f"| {kind.name} | {promise} | not run: {reason} | | | | | | |\n"
+            yield f"| {kind.name} | {promise} | not run: {reason} | | | | | | | |\n"
             continue
         times = sum(happening.kind == kind.name for happening in run.history.happenings)
         counts = " | ".join(str(cause[kind.name]) for cause in causes.values())
         yield f"| {kind.name} | {promise} | {times} | {leases[kind.name]:,} | {counts} |\n"
     unexplained = [str(cause[""]) for cause in causes.values()]
     yield f"| *none of them nearby* | | | | {' | '.join(unexplained)} |\n"
-    yield f"| **all** | | **{len(run.history.happenings) - len(run.failures)}** | | | | | | |\n"
+    yield f"| **all** | | **{len(run.history.happenings) - len(run.failures)}** | | | | | | | |\n"
 
 
 def causes_of_overlaps(verdicts, run):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from django.core.management import call_command
 from django.db import connections
 
-from tests.faults import client, history, workloads
+from tests.faults import client, flights, history, workloads
 from tests.faults.contestants import CONTESTANTS
 from tests.faults.crew import HERE, THERE, Crew, Post
 from tests.faults.database import commits, database
@@ -52,6 +52,7 @@ class Run:
     failures: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     latency: object = None
+    flown: dict[str, flights.Flown] = field(default_factory=dict)
 
 
 def names():
@@ -80,6 +81,8 @@ def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_lin
     logs.mkdir()
     locks = names()
     by_shard = [[lock for homes in locks.values() for lock in homes[shard]] for shard in range(SHARDS)]
+    for lock in flights.LOCKS:
+        by_shard[home_of(slot_of(lock))].append(lock)
     with ExitStack() as stack:
         nodes = Nodes(folder)
         stack.callback(nodes.close)
@@ -101,6 +104,7 @@ def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_lin
         workloads.create_tables([f"{name} {lock}" for lock in registers for name in CONTESTANTS])
         team = Crew(logs, task, locks, {port: proxy.remap(("", port))[1] for port in proxy.ports})
         stack.callback(team.close)
+        storms = stack.enter_context(flights.storms(folder, nodes, skew=SKEW, seed=seed, divided=not whole_links))
         contestants = sorted({post.contestant for post in crew})
         world = World(
             nodes, Links(), proxy, team, locks=by_shard, contestants=contestants, skew=SKEW, whole_links=whole_links
@@ -114,6 +118,7 @@ def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_lin
         Harm(world, possible, seed, seconds, rounds).run()
         time.sleep(COOL_DOWN)
         late = team.dismiss()
+        flown = {name: storm.end() for name, storm in storms.items()}
         told = History(
             attempts=history.read(logs),
             happenings=world.happenings,
@@ -132,4 +137,5 @@ def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_lin
             failures=world.failures,
             late=late,
             latency=after(world) if after else None,
+            flown=flown,
         )
