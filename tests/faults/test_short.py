@@ -37,6 +37,11 @@ def test_no_promise_is_broken(verdicts):
     assert {name: each["broken"] for name, each in verdicts.items() if each["broken"]} == {}
 
 
+def test_without_single_flight_tasks_overlap(verdicts):
+    assert verdicts["flights"]["leases"] > 50
+    assert verdicts["undecorated"]["overlaps"] > 0
+
+
 def test_the_controls_break_theirs(verdicts):
     """Under the same faults; else they would be too mild to show anything."""
     assert sum(verdicts[name]["overlaps"] for name in ("fenced", "bare", "redis-py")) > 0

@@ -87,7 +87,9 @@ class Loss:
             return LOST_BY_BROKER
         if fate == "acknowledged" and call.policy == "early" and self._last_at(missing) in (None, *self._by_worker):
             return LOST_EARLY
-        if fate is None and call.form == "chord" and any(self._last_at(task) in self._dead for task in call.awaited):
+        *members, body = call.awaited
+        uncounted = call.form == "chord" and missing == body and fate is None
+        if uncounted and any(self._last_at(member) in self._dead for member in members):
             return NOT_COUNTED
         return ""
 

@@ -16,7 +16,7 @@ from tests.celery.storm.broker import Messages
 from tests.celery.storm.calls import FORMS, SEVERAL, Call
 from tests.celery.storm.keys import POLICIES, keys_of
 from tests.celery.storm.log import Log
-from tests.celery.storm.tasks import TASKS
+from tests.celery.storm.tasks import TASKS, bare
 from tests.celery.workload import note, setup
 from tests.workers import Worker, redeliver
 
@@ -54,7 +54,7 @@ class Storm:
         """Calls and kills, waits for the answers, and gives the account."""
         started = time.monotonic()
         next_child, next_worker, next_delivery = 20, 120, started
-        while self.calling() or not self.calm():
+        while self.calling() or not (bare or self.calm()):  # who runs bare loses answers, which nobody asks for
             now = time.monotonic()
             if self.calling():
                 self.call()
