@@ -20,6 +20,7 @@ from tests.faults.checker import ALLOWANCE, PATIENCE, Finding, Verdict, by_lock,
 from tests.faults.contestants import FLIGHTS, OPTIONS
 from tests.faults.crew import HERE, THERE
 from tests.faults.history import Attempt
+from tests.faults.nodes import until
 from tests.workers import setup_of
 
 KEYS = 4  # of each policy
@@ -63,6 +64,8 @@ def storms(folder, nodes, *, skew, seed, divided):
             place.mkdir()
             setup = setup_of(nodes, broker, place, name)
             started[name] = Storm(place, _with_locks(setup, contestant, skew, divided), WORKERS[name], seed)
+        for storm in started.values():
+            until(storm.calls, "the storm to call")
         yield started
     finally:
         for storm in started.values():
@@ -87,6 +90,10 @@ class Storm:
         with self._errors.open("w") as errors:
             numbers = ["--calls", str(10**9), "--seed", str(seed), "--pause", str(PAUSE)]
             self._process = process.start(setup, *options, *numbers, stderr=errors, **pipes)
+
+    def calls(self):
+        """Whether it has begun to."""
+        return bool(Log(self._log).read())
 
     def end(self):
         """Lets it have its answers; gives what it leaves."""

@@ -144,7 +144,7 @@ def verdict_table(verdicts):
 
 def flight_table(flown):
     here, found = [FLIGHTS[name] for name in flown], list(flown.values())
-    rows = {
+    runs = {
         "calls": [each.calls for each in found],
         "calls refused (LockUnavailable)": [each.outcomes["LockUnavailable"] for each in found],
         "runs": [each.leases for each in found],
@@ -155,13 +155,18 @@ def flight_table(flown):
         "overlaps, outside of promise 1": [len(each.overlaps_outside) for each in found],
         "**fences out of order**": [len(each.disorder) if each.fences else "none at all" for each in found],
         "**hangs**": [len(each.hangs) for each in found],
+        "other errors": [len(each.errors) for each in found],
+    }
+    answers = {
         "**unanswered**": [len(each.unanswered) for each in found],
         "**misled**": [len(each.misled) for each in found],
         "unanswered or misled, outside of promise 1": [len(each.answers_outside) for each in found],
         "unanswered: lost by Celery or its broker": [each.lost.total() for each in found],
         "answered with an error of the lock's (LockLost, LockUnavailable)": [each.refused.total() for each in found],
     }
-    yield from table(FLIGHTS_VERDICT, here, rows)
+    for counts in answers.values():
+        counts[:] = [count if each.promises else "not asked for" for each, count in zip(here, counts, strict=True)]
+    yield from table(FLIGHTS_VERDICT, here, runs | answers)
 
 
 def table(head, here, rows):
