@@ -155,12 +155,13 @@ def judge(contestant, flown, history):
     for kind in ("unanswered", "misled"):
         for told in account[kind]:
             lock, at = lock_of(told["key"]), told["at"]
-            outside = any(forgets(happening, lock, at) for happening in history.happenings)
-            found = verdict.answers_outside if outside else getattr(verdict, kind)
-            found.append(Finding(lock, at, (), f"{kind}: {told['what']}"))
+            causes = [each.injected for each in history.happenings if forgets(each, lock, at)]
+            found = verdict.answers_outside if causes else getattr(verdict, kind)
+            found.append(Finding(lock, max([at, *causes[:1]]), (), f"{kind}: {told['what']}"))
     return verdict
 
 
 def forgets(happening, lock, since):
-    """Whether a fault outside of promise 1 can have lost what was parked at a lock since then."""
-    return not happening.holds and lock in happening.locks and happening.over >= since
+    """Whether a fault outside of promise 1 can have lost what a call since then had left at a lock."""
+    met = happening.over >= since and happening.injected <= since + process.PATIENCE
+    return not happening.holds and lock in happening.locks and met

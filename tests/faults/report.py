@@ -185,9 +185,9 @@ def kind_rows(run, verdicts, flown, kinds):
         "their stale": by_cause([each for other in controls for each in other.stale], run.history.happenings),
     }
     flights = flown["flights"]
-    causes["flights"] = causes_of_overlaps([flights], run) + by_cause(
-        [*flights.hangs, *flights.unanswered, *flights.misled, *flights.answers_outside], run.history.happenings
-    )
+    causes["flights"] = causes_of_overlaps([flights], run)
+    causes["flights"] += by_cause([*flights.hangs, *flights.unanswered, *flights.misled], run.history.happenings)
+    causes["flights"] += by_cause(flights.answers_outside, outside_of(run))
     leases = leases_under(run)
     for kind in kinds:
         promise = "holds" if kind.holds else "*outside*"
@@ -205,9 +205,12 @@ def kind_rows(run, verdicts, flown, kinds):
 def causes_of_overlaps(verdicts, run):
     """Those that only a fault outside of promise 1 excuses are one's."""
     happenings = run.history.happenings
-    outside = [happening for happening in happenings if not happening.holds]
     within = by_cause([each for verdict in verdicts for each in verdict.overlaps], happenings)
-    return within + by_cause([each for verdict in verdicts for each in verdict.overlaps_outside], outside)
+    return within + by_cause([each for verdict in verdicts for each in verdict.overlaps_outside], outside_of(run))
+
+
+def outside_of(run):
+    return [happening for happening in run.history.happenings if not happening.holds]
 
 
 def by_cause(findings, happenings):

@@ -85,9 +85,10 @@ def test_a_call_without_an_answer():
 
 
 def test_a_fault_outside_may_cost_the_answers_of_earlier_calls_alone():
-    before, after = (verdict(unanswered=missing(at), happenings=[flushed(2)]) for at in (1, 3))
+    before, after, long_before = (verdict(unanswered=missing(at), happenings=[flushed(90)]) for at in (80, 95, 40))
     assert (len(before.unanswered), len(before.answers_outside)) == (0, 1)
     assert (len(after.unanswered), len(after.answers_outside)) == (1, 0)
+    assert (len(long_before.unanswered), len(long_before.answers_outside)) == (1, 0)
 
 
 def test_a_storm_without_an_account():

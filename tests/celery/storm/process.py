@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+PATIENCE = 40  # seconds for a call to be answered
 VISIBILITY = 3  # seconds until a message that was not acknowledged is delivered again
 
 

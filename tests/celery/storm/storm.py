@@ -16,12 +16,12 @@ from tests.celery.storm.broker import Messages
 from tests.celery.storm.calls import FORMS, SEVERAL, Call
 from tests.celery.storm.keys import POLICIES, keys_of
 from tests.celery.storm.log import Log
+from tests.celery.storm.process import PATIENCE
 from tests.celery.storm.tasks import TASKS, bare
 from tests.celery.workload import note, setup
 from tests.workers import Worker, redeliver
 
 MOST_WAITING = 150  # calls, so that the workers keep up
-PATIENCE = 40  # seconds for the last calls to be answered
 
 
 class Storm:
