@@ -124,7 +124,7 @@ def disorder(leases):
     highest = None
     for lease in leases:
         if highest and lease.fence <= highest.fence:
-            if lease.returned < highest.believed()[1]:
+            if (lease.since or lease.returned) < highest.believed()[1]:
                 continue
             what = f"fence {lease.fence} after {highest.fence}"
             yield Finding(lease.lock, lease.returned, (highest.client, lease.client), what)

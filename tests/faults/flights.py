@@ -114,13 +114,16 @@ class Storm:
 
 def attempts_of(contestant, events):
     """The calls and the runs of a storm, as those of a lock: a run is a lease that was granted as it began."""
-    runs, calls, running = [], {}, {}
+    runs, calls, running, arrived = [], {}, {}, {}
     for event in events:
         what, pid, at = event["what"], event["pid"], event["at"]
         client = f"{contestant}.{pid}"
-        if what == "start":
+        if what == "arrived":
+            arrived[pid] = at
+        elif what == "start":
             lock = lock_of(event["key"])
             run = Attempt(client, contestant, lock, at, 0, at, "granted", event["fence"], event["until"])
+            run.since = arrived[pid]  # its body may begin long after its grant
             running[pid] = run
             runs.append(run)
         elif what == "seen":

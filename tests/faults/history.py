@@ -36,6 +36,7 @@ class Attempt:
         ended: when the holder called `release`, or saw that it had lost it; None if it did neither.
         refused: the error by which `atomic()` kept its transaction from being committed.
         error: what else went wrong while it was held.
+        since: when it was granted at the earliest, where its holder came to know of it later; else 0.
     """
 
     client: str
@@ -50,6 +51,7 @@ class Attempt:
     ended: float | None = None
     refused: str = ""
     error: str = ""
+    since: float = 0.0
 
     def believed(self):
         """From when to when its holder took itself for the holder; None if never."""

@@ -19,10 +19,19 @@ def event(what, pid, at, **details):
     return {"what": what, "key": KEY, "pid": pid, "at": at, **details}
 
 
-def run(pid, start, end, fence, *, until=None):
+def run(pid, start, end, fence, *, until=None, arrived=None):
     """A run that ends by itself, with a lease until then."""
     until = end + 3 if until is None else until
-    return [event("start", pid, start, fence=fence, until=until), event("end", pid, end, until=until)]
+    return [
+        event("arrived", pid, start - 0.05 if arrived is None else arrived),
+        event("start", pid, start, fence=fence, until=until),
+        event("end", pid, end, until=until),
+    ]
+
+
+def began(until):
+    """A run of which more is to be told."""
+    return [event("arrived", 1, 0.9), event("start", 1, 1, fence=10, until=until)]
 
 
 def verdict(*events, happenings=(), **account):
@@ -44,23 +53,31 @@ def test_two_runs_after_each_other():
     assert (found.leases, found.parked, found.overlaps, found.disorder) == (2, 2, [], [])
 
 
+def test_a_lower_fence():
+    assert len(verdict(*run(1, 1, 2, 11), *run(2, 3, 4, 10)).disorder) == 1
+
+
+def test_a_lower_fence_that_may_have_been_granted_first():
+    assert not verdict(*run(1, 1, 2, 11), *run(2, 3, 4, 10, arrived=0.9)).disorder
+
+
 def test_two_runs_at_once():
     (found,) = verdict(*run(1, 1, 3, 10), *run(2, 2, 4, 11)).overlaps
     assert (found.lock, found.at, found.clients) == (LOCK, 2, ("flights.1", "flights.2"))
 
 
 def test_a_run_goes_on_after_its_lease():
-    assert not verdict(event("start", 1, 1, fence=10, until=5), event("end", 1, 7, until=0), *run(2, 6, 8, 11)).overlaps
+    assert not verdict(*began(until=5), event("end", 1, 7, until=0), *run(2, 6, 8, 11)).overlaps
 
 
 def test_a_run_counts_on_what_renewal_gave():
-    renewed = event("start", 1, 1, fence=10, until=5), event("seen", 1, 4, until=9), event("end", 1, 7, until=0)
+    renewed = *began(until=5), event("seen", 1, 4, until=9), event("end", 1, 7, until=0)
     assert verdict(*renewed, *run(2, 6, 8, 11)).overlaps
 
 
 def test_a_killed_run_counts_on_nothing():
     killed = event("killed", 9, 2, pids=[1])
-    assert not verdict(event("start", 1, 1, fence=10, until=9), killed, *run(2, 3, 4, 11)).overlaps
+    assert not verdict(*began(until=9), killed, *run(2, 3, 4, 11)).overlaps
 
 
 def test_two_runs_at_once_after_a_fault_outside():

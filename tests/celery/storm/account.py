@@ -73,6 +73,13 @@ class Loss:
         self._fates, self.taken = fates, set()
         self._dead = {pid for event in events if event["what"] == "killed" for pid in event["pids"]}
         self._by_worker = {pid for event in events if event.get("victim") == "worker" for pid in event["pids"]}
+        # A child whose worker died too, before it may have told of the child.
+        self._by_worker |= {
+            pid
+            for event in events
+            if event.get("victim") == "child" and event["parent"] in self._by_worker
+            for pid in event["pids"]
+        }
         self._seen = defaultdict(list)
         for event in events:
             if "id" in event:
@@ -102,11 +109,11 @@ class Loss:
         ]
 
     def _last_at(self, task_id):
-        """The process in which its message came to its end: none if it came to none, or was parked there."""
-        events = self._seen[task_id]
+        """The process that its message came to last: None if it came to none, 0 if it was parked there."""
+        events = [event for event in self._seen[task_id] if event["what"] in ("arrived", "parked")]
         if not events:
             return None
-        return events[-1]["pid"] if events[-1]["what"] in ("arrived", "start", "end") else 0
+        return events[-1]["pid"] if events[-1]["what"] == "arrived" else 0
 
 
 def ready(task_id):

@@ -123,10 +123,10 @@ class Storm:
 
     def kill(self, what, pids):
         """What stands in the log of a stopped process is all that it did."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, FileNotFoundError):
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
-            note("killed", "", pids=pids, victim=what)
+            note("killed", "", pids=pids, victim=what, parent=parent_of(pids[0]))
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             self.killed[what] += 1
@@ -134,6 +134,10 @@ class Storm:
     def children(self):
         ready = (worker for worker in self.workers if "ready." in worker.log.read_text())
         return [pid for worker in ready for pid in children_of(worker)]
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def children_of(worker):
