@@ -55,6 +55,6 @@ class Messages:
 
     def _tell(self, tag, state):
         """Of a message that comes again, as it does while its copy is under way, the last one counts."""
-        task = self._tasks[tag]
-        if state == "queued" or self._last[task][1] == tag:
+        task = self._tasks.get(tag)  # none: it was left by an earlier storm
+        if task and (state == "queued" or self._last[task][1] == tag):
             self._last[task] = state, tag
