@@ -10,9 +10,11 @@ import random
 import sys
 import tempfile
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 from django_cluster_lock import embedded
+from tests import rabbitmq
 from tests.celery.storm import process
 from tests.celery.workload import setup
 from tests.servers import KINDS, PREFIX_STEM
@@ -32,17 +34,22 @@ def arguments():
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two calls")
     parser.add_argument("--until-closed", action="store_true", help="call until the input is closed")
     parser.add_argument("--bare", action="store_true", help="the same without single_flight, which has to fail")
+    parser.add_argument("--rabbitmq", action="store_true", help="with RabbitMQ as the broker")
     return parser.parse_args()
 
 
-def start_servers_and_storm(bare):
+def start_servers_and_storm(bare, on_rabbitmq):
     """The program again, with servers of its own."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         cluster, broker = (KINDS[kind].start(base) for kind in ("valkey-cluster", "valkey-standalone"))
         try:
             values = process.values_of(setup_of(cluster, broker, base, PREFIX_STEM), bare=bare)
-            return process.run(values, *sys.argv[1:]).returncode
+            with rabbitmq.running() if on_rabbitmq else nullcontext() as instead:
+                if instead:
+                    values |= {"broker": instead.url, "backend": values["broker"]}
+                    values["conf"] = {"broker_transport_options": {}}
+                return process.run(values, *sys.argv[1:]).returncode
         finally:
             for server in (cluster, broker):
                 server.close()
@@ -52,7 +59,7 @@ def start_servers_and_storm(bare):
 def main():
     given = arguments()
     if not setup:
-        sys.exit(start_servers_and_storm(given.bare))
+        sys.exit(start_servers_and_storm(given.bare, given.rabbitmq))
     from tests.celery.storm.storm import Storm  # its tasks need a setup
 
     seed = random.randrange(2**32) if given.seed is None else given.seed

@@ -18,7 +18,7 @@ def account(calls, events, killed, fates, seconds):
     """What happened, and what was wrong.
 
     Args:
-        fates: of each task's last message; see `Messages`.
+        fates: of each task's last message, if the broker tells; see `Messages`.
     """
     unanswered, excused = [], Counter()
     judge = Loss(events, fates)
@@ -70,7 +70,8 @@ class Loss:
     """Why a call stays without an answer, where that is Celery's doing or its broker's."""
 
     def __init__(self, events, fates):
-        self._fates, self.taken = fates, set()
+        self._fates, self.taken = fates or {}, set()
+        self._acknowledged = ("acknowledged",) if fates is not None else (None,)  # or not known to be
         self._dead = {pid for event in events if event["what"] == "killed" for pid in event["pids"]}
         self._by_worker = {pid for event in events if event.get("victim") == "worker" for pid in event["pids"]}
         # A child whose worker died too, before it may have told of the child.
@@ -92,7 +93,7 @@ class Loss:
         if fate == "taken":
             self.taken.add(missing)
             return LOST_BY_BROKER
-        if fate == "acknowledged" and call.policy == "early" and self._last_at(missing) in (None, *self._by_worker):
+        if fate in self._acknowledged and call.policy == "early" and self._last_at(missing) in (None, *self._by_worker):
             return LOST_EARLY
         *members, body = call.awaited
         uncounted = call.form == "chord" and missing == body and fate is None

@@ -38,7 +38,9 @@ class Storm:
         self.pause = pause
         self.numbers, self.names = count(1), count(1)
         self.calls, self.waiting, self.workers, self.killed = [], [], [], Counter()
-        self.log, self.messages = Log(setup["log"]), Messages(setup["broker"], f"{setup['prefix']}:celery:")
+        self.log, self.messages = Log(setup["log"]), None  # RabbitMQ keeps messages by itself, and loses none
+        if setup["broker"].startswith("redis"):
+            self.messages = Messages(setup["broker"], f"{setup['prefix']}:celery:")
         self.sources = cycle(setup.get("sources", [""]))
         for _ in range(workers):
             self.start_worker()
@@ -72,13 +74,14 @@ class Storm:
                 break
             else:
                 time.sleep(0.1)
-            if now > next_delivery:
+            if self.messages and now > next_delivery:
                 redeliver(setup["visibility_timeout"])
                 next_delivery = now + 1
         for worker in self.workers:
             worker.stop()
         seconds = time.monotonic() - started
-        return account(self.calls, self.log.read(), self.killed, self.messages.fates(), seconds)
+        fates = self.messages.fates() if self.messages else None
+        return account(self.calls, self.log.read(), self.killed, fates, seconds)
 
     def calling(self):
         return len(self.calls) < self.to_call and not self.over.is_set()
