@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from celery import Task
 
@@ -28,32 +28,45 @@ def name_of(
     if callable(policy.key):
         key = canonical(policy.key(*positional, **named))
     else:
-        signature = _signature(task.run)
-        bound = signature.bind(*positional, **named)
+        form = _form(task.run)
+        bound = form.signature.bind(*positional, **named)
         bound.apply_defaults()
-        template = template_of(list(signature.parameters)) if policy.template is None else policy.template
-        key = names.fill(template, _values(signature, bound.arguments)) if template else ""
+        template = template_of(list(form.signature.parameters)) if policy.template is None else policy.template
+        key = names.fill(template, _values(form, bound.arguments)) if template else ""
     name = f"{names.FLIGHT}{task.name.replace('%', '%25').replace(':', '%3A')}:{key}"
     if len(name) > LONGEST_READABLE:
         name = f"{names.FLIGHT}%h{hashlib.sha256(name.encode()).hexdigest()}"
     return name
 
 
+class _Form(NamedTuple):
+    """The parameters of a task, without the ``self`` of a bound one.
+
+    Args:
+        rest: the name of the one that takes further arguments by name; empty if none does.
+        kinds: the annotations of the others, as types where these can be had.
+    """
+
+    signature: inspect.Signature
+    kinds: Mapping[str, Any]
+    rest: str
+
+
 @cache
-def _signature(run: Callable[..., Any]) -> inspect.Signature:
-    """The parameters of a task, without the ``self`` of a bound one; annotations as types, where they can be had."""
+def _form(run: Callable[..., Any]) -> _Form:
     try:
-        return inspect.signature(run, eval_str=True)
+        signature = inspect.signature(run, eval_str=True)
     except Exception:
-        return inspect.signature(run)
+        signature = inspect.signature(run)
+    parameters = signature.parameters.values()
+    rest = next((each.name for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD), "")
+    return _Form(signature, {each.name: each.annotation for each in parameters if each.name != rest}, rest)
 
 
-def _values(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, object]:
-    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    rest = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
-    extra = arguments[rest] if rest else {}
-    kinds[rest or ""] = None
-    return {name: _plain(value, kinds.get(name)) for name, value in {**extra, **arguments}.items()}
+def _values(form: _Form, arguments: Mapping[str, Any]) -> dict[str, object]:
+    if form.rest:
+        arguments = {**arguments[form.rest], **arguments}
+    return {name: _plain(value, form.kinds.get(name)) for name, value in arguments.items()}
 
 
 def _plain(value: Any, annotation: Any) -> object:

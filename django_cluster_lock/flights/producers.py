@@ -1,7 +1,7 @@
 """What stands in for a producer while Celery makes the message of a call."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from celery import Celery
@@ -15,21 +15,22 @@ class Borrowed:
     """A producer of the app's pool, which is taken when something is wanted of it, until the ``with`` ends."""
 
     def __init__(self, app: Celery) -> None:
-        self._app, self._stack = app, ExitStack()
+        self._app = app
         self._producer: Any = None
 
     def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        if self._producer is not None:
+            self._producer.release()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._taken(), name)
 
     def _taken(self) -> Any:
         if self._producer is None:
-            self._producer = self._stack.enter_context(self._app.producer_pool.acquire(block=True))
+            self._producer = self._app.producer_pool.acquire(block=True)
         return self._producer
 
 
@@ -41,6 +42,10 @@ class Recorder(Borrowed):
     @property
     def connection(self) -> Any:
         return self
+
+    def release(self) -> None:
+        """Gives the producer back that it had to take."""
+        self.__exit__()
 
     @staticmethod
     def _reraise_as_library_errors() -> nullcontext[None]:
@@ -98,7 +103,7 @@ class Gate(Borrowed):
         if self._producer is None and not (self.claim and self.claim.status == "own"):
             if not self._parks:
                 raise Duplicate
-            self._producer = self._stack.enter_context(Recorder(self._app))
+            self._producer = Recorder(self._app)
         return super()._taken()
 
     def _ask(self) -> None:

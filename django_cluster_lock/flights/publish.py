@@ -181,8 +181,11 @@ def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = 
 
 def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Flight | None:
     """The flight that runs here, if this call is its own retry under the same key."""
-    flight, request = running(task.request), task.request
-    is_retry = options.get("task_id") == request.id and options.get("retries", 0) > request.retries
+    if not options.get("retries"):
+        return None
+    request = task.request
+    flight = running(request)
+    is_retry = options.get("task_id") == request.id and options["retries"] > request.retries
     return flight if flight and is_retry and flight.name == name else None
 
 

@@ -89,7 +89,7 @@ def test_a_duplicate_leaves_nothing_in_celery(flights):
     with captured(before_task_publish, published):
         assert join.delay(flights.key).id == first.id
     assert not published
-    assert app.backend.result_consumer.subscribed_to == subscribed
+    assert app.backend.result_consumer.subscribed_to <= subscribed
     assert not app.producer_pool._dirty
     with captured(before_task_publish, published):
         other = join.delay(f"{flights.key}-other")
