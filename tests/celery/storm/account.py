@@ -132,6 +132,7 @@ def wrongly_answered(calls, events):
             called[tuple(event["numbers"])] = place
     dead = {pid for event in events if event["what"] == "killed" for pid in event["pids"]}
     troubled = {event["key"] for event in events if event["what"] == "start" and event["pid"] in dead}
+    over = last_under_way(events)
     wrong, refused = [], Counter()
     for call in calls:
         if not call.answered() or getattr(call.result, "state", "") == SKIPPED or call.policy == "early":
@@ -147,11 +148,29 @@ def wrongly_answered(calls, events):
                 wrong.append(told(call, f"not from a run: {answer!r}"))
                 continue
             ended, run = ends[answer[1]]
+            ended = max(ended, over.get(answer[1].partition(":")[0], 0))
             stale = any(ended < start < place for start in starts[call.key])
             rerun = call.policy == "rerun" and call.key not in troubled and answer[0] < number
             if run["key"] != call.key or stale or rerun or (call.policy == "wait" and answer[0] != number):
-                wrong.append(told(call, f"another's: {answer!r}"))
+                since = [brief(event) for event in events[ended:place] if event["key"] in (call.key, "")]
+                wrong.append(told(call, f"another's: {answer!r}, and until the call {since}"))
     return wrong, refused
+
+
+def last_under_way(events):
+    """By task, where its last run was over: its first success stays its outcome, if its message has it run again."""
+    running, over = {}, {}
+    for place, event in enumerate(events):
+        if event["what"] == "start":
+            running[event["pid"]] = event["id"]
+        for pid in {"end": [event.get("pid")], "killed": event.get("pids")}.get(event["what"], ()):
+            if pid in running:
+                over[running.pop(pid)] = place
+    return over
+
+
+def brief(event):
+    return f"{event['what']} {event.get('id', '')}@{event.get('pid') or event.get('pids')}"
 
 
 def told(call, what):
