@@ -105,17 +105,15 @@ class _Arrival:
         if refused and flight_of not in ("", self.id):
             self._drop_if_ended()
             return partial(self._refuse, Owner(task=flight_of))
-        place = ticket.place
+        place, copy = ticket.place, self._may_be_copy
         before = self._outcome_of(ticket.after) if ticket.after else None
         message: Message | None = None
         while True:
-            status, holder, packed = self.flight.start(
-                message, flight_of=flight_of, copy=self._may_be_copy, place=place
-            )
+            status, holder, packed = self.flight.start(message, flight_of=flight_of, copy=copy, place=place)
             if status == "passed":
                 if outcome := self._unpacked(packed or {}):
                     return self._settled(outcome)
-                place = 0  # for want of its outcome
+                place, copy = 0, True  # for want of that outcome it runs itself, though it is an earlier call
             elif status == "apart":
                 if outcome := self._outcome_of(flight_of):
                     return self._settled(outcome)

@@ -36,7 +36,7 @@ if replaces and entry ~= waiting then return {'gone'} end
 if mine or not (held or waits or behind) then
   if not mine then
     redis.call('DEL', KEYS[7])  -- a task id that is used again
-    fence, deadline = flight_fence(fence), 0
+    fence, deadline = text(new_place(fence, mode)), 0
   end
   deadline = math.max(deadline, now + ttl)
   redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),

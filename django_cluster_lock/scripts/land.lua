@@ -1,11 +1,11 @@
 -- land: end a flight. Gives the parked messages that it settles, hands the lock to the next one, or frees it.
 -- To be called again, with what was published, until the answer is not 'settle'. Repeated, it answers the same.
 -- KEYS   record, index, order, messages, outboxes, latest, ended (of the entry), ended (of the one it is kept for, or
---        of the same)
+--        of the same again)
 -- ARGV   token, ttl ms of a claim, ttl ms of a lease, member of the index, start of the wake keys, mode, entry, random
 --        part of the token of a claim that follows, 1 if the entry's own claim counts too, 1 if its run has ended for
---        good, the outcome that settles others (empty: none), entry that the lock is kept for (empty: none), then entries
---        that were published, each with its sequence
+--        good, the outcome that settles others (empty: none), entry that the lock is kept for (empty: none), then
+--        entries that were published, each with its sequence
 -- Returns {'settle', entry, sequence, message, ...}  to be published with the outcome; the lock is still held
 --         {'next', entry, sequence, message}         to be published: the lock is its claim now
 --         {'kept'} {'handed'} {'released'}           for a message under way, to a waiter, to nobody
@@ -46,7 +46,9 @@ if outcome ~= '' and (mode == 'join' or mode == 'rerun') then
   local upto = '+inf'
   if mode == 'rerun' then
     local place = field[7] or '0'
-    redis.call('SET', latest, place .. ' ' .. outcome, 'PX', ENDED_LIFE)
+    if number(place) >= math.max(latest_run(), 1) then
+      redis.call('SET', latest, place .. ' ' .. outcome, 'PX', ENDED_LIFE)
+    end
     upto = '(' .. place
   end
   local found = redis.call('ZRANGEBYSCORE', order, '-inf', upto, 'LIMIT', 0, PAGE)

@@ -1,17 +1,19 @@
 -- Shared by the scripts of single flight, after common.lua: the messages parked behind a flight.
 --
 -- KEYS   record, index, order, messages, outboxes, latest, ended...
--- `order` has the entries ("task id:attempt") by sequence: the place of their call among the key's calls. `messages` has each entry's message, and the fields
--- 'mode' (what duplicates get, as the decorator says), 'next' (the entry that was handed the key last) and 'rerun' (the
--- one whose message later calls replace). `outboxes` tells which locks of the slot have entries. `latest`, where only
--- the latest counts, is for a while the place of the last run that had an outcome, and that: "place outcome".
+-- `order` has the entries ("task id:attempt") by sequence: the place of their call among the key's calls. `messages`
+-- has each entry's message, and the fields 'mode' (what duplicates get, as the decorator says), 'next' (the entry that
+-- was handed the key last) and 'rerun' (the one whose message later calls replace). `outboxes` tells which locks of the
+-- slot have entries. `latest`, where only the latest counts, is for a while the place of the latest call whose run had
+-- an outcome, and that: "place outcome".
 -- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known.
 --
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the
 -- sequences of the entries that were parked before it. A call's place is the fence of its claim, or the sequence that
 -- it was parked with first; its message tells it. Where only the latest counts, the record's g is the place of the
--- flight's own call, 0 if that is not known: what has a later one wants another run.
+-- flight's own call: what has a later one wants another run. A message that was sent without a call has the place of
+-- its start; a copy of one, which may be older than anything, has place 0.
 
 local order, messages, outboxes, latest = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local OUTBOX_LIFE = 2592000000  -- ms, a month: parked messages must outlive what keeps them from being published
@@ -39,6 +41,17 @@ local function flight_fence(previous)
   return text(math.max(next_fence(previous), last_sequence() + 1))
 end
 
+local function latest_run()
+  local place, outcome = (redis.call('GET', latest) or ''):match('^(%d+) (.*)$')
+  return number(place), outcome
+end
+
+-- Where only the latest counts, a new call comes after whatever has run, also if this server's clock lags behind.
+local function new_place(fence, mode)
+  local place = number(flight_fence(fence))
+  return mode == 'rerun' and math.max(place, latest_run() + 1) or place
+end
+
 -- An entry that has left; with a sequence only if it was not parked anew since.
 local function forget(entry, member, sequence)
   local parked = redis.call('ZSCORE', order, entry)
@@ -56,8 +69,7 @@ end
 -- for one that is parked `anew`.
 local function park(entry, message, mode, fence, member, place, anew)
   if anew or not redis.call('ZSCORE', order, entry) then
-    if place == 0 then place = math.max(last_sequence() + 1, number(fence) + 1, micros) end
-    redis.call('ZADD', order, text(place), entry)
+    redis.call('ZADD', order, text(place == 0 and new_place(fence, mode) or place), entry)
   end
   redis.call('HSET', messages, entry, message, 'mode', mode)
   redis.call('PEXPIRE', order, OUTBOX_LIFE)
@@ -66,7 +78,7 @@ local function park(entry, message, mode, fence, member, place, anew)
 end
 
 local function told(entry)
-  return entry, redis.call('ZSCORE', order, entry), redis.call('HGET', messages, entry)
+  return entry, text(redis.call('ZSCORE', order, entry)), redis.call('HGET', messages, entry)
 end
 
 -- Makes the lock the claim of an entry, for ttl.
@@ -85,7 +97,7 @@ local function hand_over(random, mode, fence, newest, ttl, member)
   local entry = found[1]
   if not entry then return end
   keep_for(entry, random, fence, newest, ttl, member)
-  if mode == 'rerun' then redis.call('HSET', record, 'g', found[2]) end
+  if mode == 'rerun' then redis.call('HSET', record, 'g', text(found[2])) end
   redis.call('HSET', messages, 'next', entry)
   return {'next', told(entry)}
 end

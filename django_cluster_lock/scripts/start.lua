@@ -25,8 +25,8 @@ if copy and not mine and redis.call('EXISTS', KEYS[7]) == 1 then
 end
 if cancelled(token, field, 7) then return {'over'} end
 if mode == 'rerun' and place > 0 and not mine then
-  local latest_place, outcome = (redis.call('GET', latest) or ''):match('^(%d+) (.*)$')
-  if number(latest_place) > place then
+  local latest_place, outcome = latest_run()
+  if latest_place > place then
     forget(entry, member)
     return {'passed', outcome}
   end
@@ -57,13 +57,15 @@ local behind = not (held or waits) and comes_behind()
 if mine or claimed or not (held or waits or behind) then
   local since = {}
   if not mine then
-    fence, deadline, since = flight_fence(fence), 0, {'s', text(now)}
+    fence, deadline, since = text(new_place(fence, mode)), 0, {'s', text(now)}
   end
   deadline = math.max(deadline, now + ttl)
   expire(deadline, newest)  -- first: full memory must not keep a claim from being taken over
   redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),
     'h', ARGV[4], 'p', ARGV[5], 'r', ARGV[6], 'k', task, unpack(since))
-  if mode == 'rerun' and not (mine or claimed) then redis.call('HSET', record, 'g', text(place)) end
+  if mode == 'rerun' and not (mine or claimed) then
+    redis.call('HSET', record, 'g', (place > 0 or copy) and text(place) or fence)
+  end
   expire(deadline, newest)
   forget(entry, member)
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)

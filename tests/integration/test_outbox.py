@@ -30,9 +30,10 @@ class Key(Record):
         reply = self.run(outbox.claim(self.outbox, new_token(), terms, f"{letter}:0", now=time.monotonic()))
         return reply.details[0]
 
-    def start(self, letter, place=0, token=None):
+    def start(self, letter, place=0, token=None, *, copy=False):
         self.tokens[letter] = token or new_token()
         options = {"now": time.monotonic(), "claim_terms": self.terms, "message": letter.encode(), "place": place}
+        options["copy"] = copy
         terms = self.alias.terms_of_task(10, letter)
         reply = self.run(outbox.start(self.outbox, self.tokens[letter], terms, f"{letter}:0", **options))
         return ("own",) if isinstance(reply, Grant) else self.told(reply)
@@ -100,7 +101,43 @@ def test_a_late_message_does_not_run_after_a_later_call(key):
     assert key.start("a", early) == ("passed",)
     assert key.start("b", later) == ("own",)  # which is no earlier one
     key.land("b", outcome=b"")
-    assert key.start("sent") == ("own",)  # nor is one whose call is not known
+    assert key.start("sent") == ("own",)  # nor is one that was sent without a call
+    assert key.land("sent") == ("released",)
+    assert key.start("a", early) == ("passed",)
+
+
+def test_a_copy_of_unknown_age_settles_nobody_and_hides_no_later_call(key):
+    key = key("rerun")
+    early = key.claim("a")
+    key.forget()
+    later = key.claim("b")
+    key.start("b", later)
+    key.land("b")
+    assert key.start("copy", copy=True) == ("own",)
+    assert key.start("c") == ("parked",)
+    assert key.land("copy") == ("next", "c")
+    key.forget()
+    assert key.start("a", early) == ("passed",)
+
+
+def test_a_call_is_later_than_what_has_run_also_by_a_clock_that_lags_behind(key):
+    key = key("rerun")
+    ahead = int(key.now()) * 1000 + 60_000_000
+    key.client.set(key.outbox.keys.latest, f"{ahead} {{}}", px=60_000)
+    place = key.claim("a")
+    assert place > ahead
+    assert key.start("a", place) == ("own",)
+    assert key.start("b") == ("parked",)
+    assert key.land("a") == ("next", "b")
+
+
+def test_what_was_sent_without_a_call_settles_those_that_were_left_behind(key):
+    key = key("rerun")
+    key.start("running")
+    key.start("left")
+    key.forget()
+    assert key.start("sent") == ("own",)
+    assert key.land("sent") == ("settle", "left")
 
 
 @pytest.mark.parametrize("mode", ["rerun", "wait"])

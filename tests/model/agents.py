@@ -148,7 +148,9 @@ class Producer:
 class App:
     """As much of a Celery app as single flight asks for."""
 
-    conf = SimpleNamespace(task_always_eager=False, task_track_started=False, accept_content=["json"])
+    conf = SimpleNamespace(
+        task_always_eager=False, task_track_started=False, accept_content=["json"], task_publish_retry_policy={}
+    )
     timezone = UTC
     producer_pool = SimpleNamespace(acquire=lambda **_: nullcontext(Producer()))
 
@@ -345,10 +347,12 @@ class Delivered:
     """What Celery's `Request` does with a delivery, as far as single flight builds on it."""
 
     _already_revoked = False
+    content_type, expires, stamped_headers = "application/json", None, ()
 
     def __init__(self, job: Job, broker: Broker, delivery: Delivery) -> None:
         self.task, self.broker, self.delivery = job, broker, delivery
         self.request_dict: dict[str, Any] = dict(delivery.message.headers)
+        self.delivery_info = {"redelivered": delivery.redelivered, "exchange": "", "routing_key": "q"}
         self.args, self.kwargs, _ = json.loads(delivery.message.body)
 
     @property
@@ -360,13 +364,12 @@ class Delivered:
         return self.delivery not in self.broker.unacknowledged
 
     def context(self) -> Context:
-        delivery = {"redelivered": self.delivery.redelivered, "exchange": "", "routing_key": "q"}
         return Context(
             self.request_dict,
             args=self.args,
             kwargs=self.kwargs,
             called_directly=False,
-            delivery_info=delivery,
+            delivery_info=self.delivery_info,
             properties={},
         )
 

@@ -150,6 +150,7 @@ class FlightLedger:
             passed = [e for e, sequence in before.parked.items() if sequence < place and _id(e) != _id(entry)]
             require(not passed, "F6", "a run overtook those parked before it", entry, passed)
         self.places.setdefault(_id(entry), ran.after.fence)
+        self.made.setdefault(ran.after.fence, self.moment)
 
     def begun(self, entry, version, token, outcome, now, *, first):
         """A body begins."""

@@ -10,7 +10,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a parked message gets no place",
         OUTBOX,
-        "redis.call('ZADD', order, text(place), entry)",
+        "redis.call('ZADD', order, text(place == 0 and new_place(fence, mode) or place), entry)",
         "",
         "F3",
     ),
@@ -82,7 +82,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a late message runs after a later call's run",
         ("start",),
-        "if number(latest_place) > place then",
+        "if latest_place > place then",
         "if false then",
         "F7",
         mode="rerun",
