@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from django_cluster_lock import embedded
+from tests import alone
 from tests.servers import KINDS, PREFIX_STEM, SERVERS, missing
 
 pytest_plugins = ["tests.postgres", "tests.mariadb", "tests.rabbitmq", "tests.workers"]
 
-BASE = "CLUSTER_LOCK_TEST_SERVERS"
+BASE = alone.BASE
 WORKER = "PYTEST_XDIST_WORKER"
 
 
@@ -24,7 +25,10 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    if WORKER not in os.environ and (base := Path(os.environ.pop(BASE))).exists():
+    if WORKER in os.environ:
+        return
+    alone.lock_file().unlink(missing_ok=True)
+    if (base := Path(os.environ.pop(BASE))).exists():
         for directory in base.iterdir():
             embedded.down(directory)
         base.rmdir()

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 
 from tests.celery.workload import LATE, PATIENCE, TASKS, app, brief, join, late
 from tests.records import until
-from tests.workers import Hosts
+from tests.workers import Flights, Hosts
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +28,21 @@ def forget_connections():
     vars(app).pop("amqp", None)
 
 
+def apart(setup):
+    """With locks of their own, since a sweep publishes what it finds by its own broker."""
+    return setup | {"locks": setup["locks"] | {"default": setup["locks"]["default"] | {"KEY_PREFIX": prefix_of(setup)}}}
+
+
+def prefix_of(setup):
+    return f"{setup['prefix']}-rabbitmq"
+
+
+@pytest.fixture
+def flights(settings, setup, cluster):
+    settings.CLUSTER_LOCKS = apart(setup)["locks"]
+    return Flights(setup | {"prefix": prefix_of(setup)}, cluster)
+
+
 @pytest.fixture(scope="module", params=list(QUEUES))
 def workers(request, rabbitmq, setup):
     """Two of them on a queue of that kind, where this process sends its calls as well."""
@@ -36,7 +51,7 @@ def workers(request, rabbitmq, setup):
     before = {name: app.conf[name] for name in ("broker_url", *conf)}
     app.conf.update(broker_url=rabbitmq.url, **conf)
     forget_connections()
-    hosts = Hosts(setup | {"broker": rabbitmq.url, "backend": setup["broker"], "conf": conf}, request.param)
+    hosts = Hosts(apart(setup) | {"broker": rabbitmq.url, "backend": setup["broker"], "conf": conf}, request.param)
     yield hosts
     for worker in hosts.workers:
         worker.stop()

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests.alone import alone
 from tests.celery.storm import process
 from tests.celery.storm.__main__ import WRONG
 
@@ -20,7 +21,8 @@ def storm(setup, cluster):
 
     def make(*options, bare=False):
         values = process.values_of(setup, bare=bare)
-        finished = process.run(values, *options, stdout=subprocess.PIPE, text=True)
+        with alone():
+            finished = process.run(values, *options, stdout=subprocess.PIPE, text=True)
         print(finished.stdout)  # noqa: T201 - shown if the test fails
         return finished.returncode, json.loads(finished.stdout)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.alone import alone
+
 pytestmark = pytest.mark.slow
 KINDS = (
     "primary killed while its replica lags",
@@ -25,7 +27,8 @@ def verdicts(tmp_path_factory):
     file = tmp_path_factory.mktemp("faults") / "verdicts.json"
     command = [sys.executable, "-m", "tests.faults", "--seconds", "45", "--short", "--verdicts", file]
     kinds = [word for kind in KINDS for word in ("--kind", kind)]
-    done = subprocess.run([*command, *kinds], text=True, capture_output=True, cwd=Path.cwd(), timeout=300)
+    with alone():
+        done = subprocess.run([*command, *kinds], text=True, capture_output=True, cwd=Path.cwd(), timeout=300)
     assert file.exists(), done.stderr
     return json.loads(file.read_text())
 

@@ -19,6 +19,7 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import psycopg
 import pytest
 
+from tests.alone import alone
 from tests.servers import valkey
 
 EXAMPLE = Path(__file__).parents[2] / "example_project"
@@ -49,7 +50,8 @@ def start(tmp_path):
         started.append(process)
         return process
 
-    yield start
+    with alone():
+        yield start
     for process in started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # what it started too, which would keep its output open
