@@ -1,5 +1,6 @@
 """Fences in the database: whatever a holder believes, its transaction is refused once a later lease has written."""
 
+import gc
 import itertools
 import json
 import signal
@@ -51,6 +52,7 @@ def locks_on(settings, cluster, prefix):
     settings.CLUSTER_LOCKS = {"default": {"LOCATION": cluster.urls, "KEY_PREFIX": prefix, "TIMEOUT": 60}}
     settings.MIDDLEWARE = []
     yield
+    gc.collect()  # of handles that were not released, those that only a traceback has kept
     assert current_lock() is None  # else other tests would be under it
 
 
