@@ -33,6 +33,7 @@ def harm(folder, whole_links, arguments):
         crew=run.SMALL_CREW if arguments.short else run.CREW,
         kinds=kinds,
         whole_links=whole_links,
+        storming=not arguments.leases_only,
         after=None if arguments.short else latency.measure,
     )
     verdicts = checker.judge(outcome.history)
@@ -41,7 +42,8 @@ def harm(folder, whole_links, arguments):
     told = {name: claims.told(contestants[name], verdict) for name, verdict in (verdicts | flown).items()}
     if arguments.verdicts:
         arguments.verdicts.write_text(json.dumps(told))
-    write(outcome, verdicts, flown, kinds, arguments)
+    if not arguments.leases_only:
+        write(outcome, verdicts, flown, kinds, arguments)
     complaints = [line for each in told.values() for line in (*each["broken"], *each["missed"])]
     print(*outcome.failures, *outcome.late, *complaints, sep="\n", file=sys.stderr)
     return int(bool(complaints))
@@ -53,6 +55,9 @@ def parsed():
     parser.add_argument("--seed", type=int, default=1, help="of what is random (default: %(default)s)")
     parser.add_argument("--kind", action="append", help="only kinds with this in their name; may be given repeatedly")
     parser.add_argument("--short", action="store_true", help="with fewer clients, and without measuring latency")
+    parser.add_argument(
+        "--leases-only", action="store_true", help="without tasks, which want cores of their own; prints no report"
+    )
     parser.add_argument("--verdicts", type=Path, help="write there what was found of each contestant, as JSON")
     parser.add_argument("--report", action="store_true", help="write docs/faults.md and its picture")
     return parser.parse_args()

@@ -69,12 +69,13 @@ def names():
     return homes
 
 
-def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_links="", after=None):
+def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_links="", storming=True, after=None):
     """Lets faults happen for that many seconds.
 
     Args:
         rounds: how many times each kind happens at most.
         whole_links: why links cannot be cut; empty if they can.
+        storming: whether tasks are called as well.
         after: called with the world at the end, when the clients are gone; its result is the run's `latency`.
     """
     logs = folder / "logs"
@@ -104,7 +105,9 @@ def run(folder, *, seconds, seed, crew=CREW, kinds=KINDS, rounds=None, whole_lin
         workloads.create_tables([f"{name} {lock}" for lock in registers for name in CONTESTANTS])
         team = Crew(logs, task, locks, {port: proxy.remap(("", port))[1] for port in proxy.ports})
         stack.callback(team.close)
-        storms = stack.enter_context(flights.storms(folder, nodes, skew=SKEW, seed=seed, divided=not whole_links))
+        storms = {}
+        if storming:
+            storms = stack.enter_context(flights.storms(folder, nodes, skew=SKEW, seed=seed, divided=not whole_links))
         contestants = sorted({post.contestant for post in crew})
         world = World(
             nodes, Links(), proxy, team, locks=by_shard, contestants=contestants, skew=SKEW, whole_links=whole_links
