@@ -32,7 +32,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, for a look; writes nothing")
     quick = parser.parse_args().quick
-    settings.configure(CLUSTER_LOCKS={})
+    settings.CLUSTER_LOCKS = {}
     with tempfile.TemporaryDirectory() as folder:
         folders = [f"{folder}/{name}" for name in ("cluster", "broker")]
         try:
