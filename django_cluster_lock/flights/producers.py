@@ -22,6 +22,10 @@ class Borrowed:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives back what it had to take."""
         if self._producer is not None:
             self._producer.release()
 
@@ -42,10 +46,6 @@ class Recorder(Borrowed):
     @property
     def connection(self) -> Any:
         return self
-
-    def release(self) -> None:
-        """Gives the producer back that it had to take."""
-        self.__exit__()
 
     @staticmethod
     def _reraise_as_library_errors() -> nullcontext[None]:

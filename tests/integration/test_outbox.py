@@ -30,6 +30,12 @@ class Key(Record):
         reply = self.run(outbox.claim(self.outbox, new_token(), terms, f"{letter}:0", now=time.monotonic()))
         return reply.details[0]
 
+    def an_early_and_a_later_call(self):
+        """The places of two calls, "a" before "b", of which only the later one still has its claim."""
+        early = self.claim("a")
+        self.forget()
+        return early, self.claim("b")
+
     def start(self, letter, place=0, token=None, *, copy=False):
         self.tokens[letter] = token or new_token()
         options = {"now": time.monotonic(), "claim_terms": self.terms, "message": letter.encode(), "place": place}
@@ -69,9 +75,7 @@ def key(settings, locks, cluster, prefix):
 
 def test_a_late_message_is_settled_by_the_run_of_a_later_call(key):
     key = key("rerun")
-    early = key.claim("a")
-    key.forget()
-    later = key.claim("b")
+    early, later = key.an_early_and_a_later_call()
     assert key.start("b", later) == ("own",)
     assert key.start("a", early) == ("parked",)
     assert key.land("b") == ("settle", "a")
@@ -79,9 +83,7 @@ def test_a_late_message_is_settled_by_the_run_of_a_later_call(key):
 
 def test_a_late_message_that_was_handed_the_key_does_not_settle_a_later_call(key):
     key = key("rerun")
-    early = key.claim("a")
-    key.forget()
-    later = key.claim("b")
+    early, later = key.an_early_and_a_later_call()
     key.forget()
     assert key.start("sent") == ("own",)
     assert key.start("a", early) == ("parked",)
@@ -93,9 +95,7 @@ def test_a_late_message_that_was_handed_the_key_does_not_settle_a_later_call(key
 
 def test_a_late_message_does_not_run_after_a_later_call(key):
     key = key("rerun")
-    early = key.claim("a")
-    key.forget()
-    later = key.claim("b")
+    early, later = key.an_early_and_a_later_call()
     key.start("b", later)
     assert key.land("b") == ("released",)
     assert key.start("a", early) == ("passed",)
@@ -108,9 +108,7 @@ def test_a_late_message_does_not_run_after_a_later_call(key):
 
 def test_a_copy_of_unknown_age_settles_nobody_and_hides_no_later_call(key):
     key = key("rerun")
-    early = key.claim("a")
-    key.forget()
-    later = key.claim("b")
+    early, later = key.an_early_and_a_later_call()
     key.start("b", later)
     key.land("b")
     assert key.start("copy", copy=True) == ("own",)
