@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 
 from django_cluster_lock import embedded
-from tests import alone
-from tests.servers import KINDS, PREFIX_STEM, SERVERS, missing
+from tests.servers import BASE, KINDS, PREFIX_STEM, SERVERS, WORKER, missing
 
-pytest_plugins = ["tests.postgres", "tests.mariadb", "tests.rabbitmq", "tests.workers"]
-
-BASE = alone.BASE
-WORKER = "PYTEST_XDIST_WORKER"
+pytest_plugins = ["tests.alone", "tests.postgres", "tests.mariadb", "tests.rabbitmq", "tests.workers"]
 
 
 def pytest_configure(config):
@@ -27,7 +23,6 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if WORKER in os.environ:
         return
-    alone.lock_file().unlink(missing_ok=True)
     if (base := Path(os.environ.pop(BASE))).exists():
         for directory in base.iterdir():
             embedded.down(directory)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pymysql
 import pytest
 
-WORKER = "PYTEST_XDIST_WORKER"
 USER = "mysql"  # what the server runs as where the tests run as root, which it refuses
 PATIENCE = 60  # seconds
 

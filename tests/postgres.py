@@ -13,8 +13,9 @@ import pytest
 from django.apps import apps
 from django.db import connections
 
+from tests.servers import WORKER
+
 BASE = "CLUSTER_LOCK_TEST_POSTGRES"
-WORKER = "PYTEST_XDIST_WORKER"
 USER = "postgres"  # what the server runs as where the tests run as root, which it refuses
 
 

@@ -12,6 +12,9 @@ import redis
 
 from django_cluster_lock import embedded
 
+# In the environment: where the servers' directories are, and which of pytest-xdist's processes this is.
+BASE, WORKER = "CLUSTER_LOCK_TEST_SERVERS", "PYTEST_XDIST_WORKER"
+
 # Every test's KEY_PREFIX begins with it, so that one ACL user serves them all.
 PREFIX_STEM = "test-locks"
 

