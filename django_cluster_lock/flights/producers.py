@@ -38,6 +38,20 @@ class Borrowed:
         return self._producer
 
 
+class Unopened:
+    """The connection of who publishes nothing over it: Celery asks it for the errors that it could raise."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    @staticmethod
+    def _reraise_as_library_errors() -> nullcontext[None]:
+        return nullcontext()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app.connection_for_write(), name)
+
+
 class Recorder(Borrowed):
     """Keeps the message of a call that Celery would have published; it needs no broker for that."""
 
@@ -45,11 +59,7 @@ class Recorder(Borrowed):
 
     @property
     def connection(self) -> Any:
-        return self
-
-    @staticmethod
-    def _reraise_as_library_errors() -> nullcontext[None]:
-        return nullcontext()
+        return Unopened(self._app)
 
     def publish(self, body: Any, **options: Any) -> None:
         """Keeps the first message; what follows is Celery's event about it."""

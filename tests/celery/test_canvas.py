@@ -227,3 +227,18 @@ def test_what_is_parked_behind_an_inline_run_runs_after_it(flights, on_duplicate
     flights.until_free(task)
     runs = [event["what"] for event in flights.all() if event["what"] in ("start", "end")]
     assert runs == ["start", "end"] * (2 if on_duplicate != "wait" else 3)
+
+
+@pytest.mark.parametrize("on_duplicate", ["rerun", "wait"])
+def test_what_a_worker_calls_after_a_task_is_parked_behind_the_flight_under_way(flights, on_duplicate):
+    task = TASKS["flight", on_duplicate]
+    task.delay(flights.key, gated=True)
+    flights.until("start")
+    linked = f"linked-{flights.key}"
+    last = (follow.si(1) | task.si(flights.key, "last_value", value=2)).apply_async()
+    follow.apply_async((1,), link=task.si(flights.key, "last_value", value=3).set(task_id=linked))
+    flights.until_parked(task, 2)
+    flights.open()
+    values = [last.get(PATIENCE), outcome(linked)]
+    assert values == [2, 3] if on_duplicate == "wait" else values in ([2, 2], [3, 3])
+    flights.until_free(task)
