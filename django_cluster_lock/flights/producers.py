@@ -1,55 +1,47 @@
 """What stands in for a producer while Celery makes the message of a call."""
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import Celery
 
-from django_cluster_lock.errors import LockError
+from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.flights.ground import Claim
 from django_cluster_lock.flights.messages import HEADER, Message
 
 
 class Borrowed:
-    """A producer of the app's pool, which is taken when something is wanted of it, until the ``with`` ends."""
+    """A producer of the app's pool, which is taken when something is wanted of it, until the ``with`` ends.
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    Args:
+        own: the caller's own, if it gives one, which is used instead.
+    """
+
+    def __init__(self, app: Celery, own: Any = None) -> None:
+        self._app, self._own = app, own
+        self._lender: Any = None
         self._producer: Any = None
 
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Gives back what it had to take."""
-        if self._producer is not None:
-            self._producer.release()
+    def __exit__(self, *raised: object) -> None:
+        if self._lender:
+            self._lender.__exit__(*raised)  # which closes a connection that something has failed on
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._taken(), name)
 
     def _taken(self) -> Any:
         if self._producer is None:
-            self._producer = self._app.producer_pool.acquire(block=True)
+            lender = self._lend()
+            self._producer, self._lender = lender.__enter__(), lender
         return self._producer
 
-
-class Unopened:
-    """The connection of who publishes nothing over it: Celery asks it for the errors that it could raise."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    @staticmethod
-    def _reraise_as_library_errors() -> nullcontext[None]:
-        return nullcontext()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._app.connection_for_write(), name)
+    def _lend(self) -> AbstractContextManager[Any]:
+        lender: AbstractContextManager[Any] = self._app.producer_or_acquire(self._own)
+        return lender
 
 
 class Recorder(Borrowed):
@@ -59,7 +51,8 @@ class Recorder(Borrowed):
 
     @property
     def connection(self) -> Any:
-        return Unopened(self._app)
+        """The one that those of the pool are copies of: what Celery asks of it needs no broker either."""
+        return self._app.producer_pool.connections.connection
 
     def publish(self, body: Any, **options: Any) -> None:
         """Keeps the first message; what follows is Celery's event about it."""
@@ -80,20 +73,24 @@ class Gate(Borrowed):
 
     Args:
         answer: waits for the claim.
-        parks: whether the message of a duplicate is kept, for it to be parked; else the call ends with `Duplicate`.
+        parks: whether the message of a duplicate is kept, for it to be parked under its own id; else, and if it is to
+            replace another, the call ends with `Duplicate`.
     """
 
     claim: Claim | None = None
+    unanswered = False  # whether a claim may have been made that nobody was told of
 
     def __init__(self, app: Celery, answer: Callable[[], Claim], *, parks: bool) -> None:
         super().__init__(app)
         self._answer: Callable[[], Claim] | None = answer
         self._parks = parks
 
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        with suppress(LockError):  # what ended the call before it came here is more important
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        try:
             self._ask()
+        except LockUnavailable as error:  # what ended the call before it came here is more important
+            self.unanswered = error.unanswered
 
     @property
     def message(self) -> Message | None:
@@ -108,13 +105,13 @@ class Gate(Borrowed):
             options["headers"] = headers | {HEADER: headers[HEADER] | {"place": self.claim.place}}
         return producer.publish(body, **options)
 
-    def _taken(self) -> Any:
+    def _lend(self) -> AbstractContextManager[Any]:
         self._ask()
-        if self._producer is None and not (self.claim and self.claim.status == "own"):
-            if not self._parks:
-                raise Duplicate
-            self._producer = Recorder(self._app)
-        return super()._taken()
+        if self.claim and self.claim.status == "own":
+            return super()._lend()
+        if self._parks and self.claim and not self.claim.replaceable:
+            return Recorder(self._app)
+        raise Duplicate
 
     def _ask(self) -> None:
         if self._answer:

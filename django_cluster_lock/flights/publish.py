@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from celery import Task
+from celery import Celery, Task
 from celery.result import AsyncResult
 from celery.utils import uuid
 
@@ -21,7 +21,7 @@ from django_cluster_lock.flights.results import FlightResult, SkippedResult
 from django_cluster_lock.flights.run import running
 
 logger = logging.getLogger("django_cluster_lock")
-_CHANNELS = {"producer", "connection"}  # the caller's own, if it gives one
+_CHANNELS = {"producer", "publisher", "connection"}  # the caller's own, if it gives one
 # With one of these somebody waits for the very task id of the call: its message has to go out, duplicate or not.
 _AWAITED = ("task_id", "link", "link_error", "chain", "chord", "group_id")
 Send = Callable[..., "AsyncResult[Any]"]
@@ -76,10 +76,20 @@ class _Call:
     def entry(self) -> str:
         return entry_of(self.id, self.options.get("retries"), self.options.get("replaced_task_nesting"))
 
+    @property
+    def _may_fly_ahead(self) -> bool:
+        """Whether only Celery's code is on the way to its producer: to others, `Duplicate` would look like an error."""
+        return (
+            _is_celerys(self.send, Task.apply_async)
+            and _is_celerys(self.task.app.send_task, Celery.send_task)
+            and not self.options.keys() & _CHANNELS
+        )
+
     def make(self) -> "AsyncResult[Any]":
-        ahead = getattr(self.send, "__func__", None) is Task.apply_async and not self.options.keys() & _CHANNELS
         try:
-            return self._fly_ahead() if ahead else self._claimed(self.ground.claim(self.entry, self.delay))
+            if self._may_fly_ahead:
+                return self._fly_ahead()
+            return self._claimed(self.ground.claim(self.entry, self.delay))
         except LockUnavailable as error:
             if error.unanswered:  # a claim may have been made, which no message would ever take over
                 _leave(self.task, self.ground, self.entry)
@@ -98,11 +108,11 @@ class _Call:
         except Duplicate:
             pass
         except BaseException:
-            if gate.claim and gate.claim.status == "own":
+            if gate.unanswered or (gate.claim and gate.claim.status == "own"):
                 _leave(self.task, self.ground, self.entry)
             raise
         assert gate.claim is not None
-        if made and gate.claim.status == "own":
+        if made is not None and gate.claim.status == "own":
             return made
         return self._claimed(gate.claim, made, gate.message)
 
@@ -140,7 +150,9 @@ class _Call:
         if self.policy.on_duplicate == "skip":
             return SkippedResult(holder.task)
         if holder.task:
-            return self._result(self.task.AsyncResult(holder.task))
+            joined = self._result(self.task.AsyncResult(holder.task))
+            joined.ignored = self.options.get("ignore_result", self.task.ignore_result)
+            return joined
         return self._publish()  # for want of a result to join
 
     def _park(self, claim: Claim, made: "AsyncResult[Any] | None", message: Message | None) -> "AsyncResult[Any]":
@@ -152,9 +164,11 @@ class _Call:
             if replaces:
                 self.options["task_id"], made = claim.replaceable.rpartition(":")[0], None
             if made is None or message is None:
-                with Recorder(self.task.app) as recorder:
+                with Recorder(self.task.app, self.options.get("producer")) as recorder:
                     made = self._publish(producer=recorder)
                 message = recorder.message
+                if message is None:  # an `apply_async` of the task's own has sent it elsewhere; a worker will park it
+                    return made
             flags = {"replaces": replaces, "replaceable": replaceable}
             claim = self.ground.claim(self.entry, self.delay, message, **flags)
             if claim.status in ("parked", "next"):
@@ -167,11 +181,18 @@ class _Call:
         self, flight_of: str | None = None, *, place: int = 0, producer: Recorder | Gate | None = None
     ) -> "AsyncResult[Any]":
         options = _with(self.options, Ticket(self.ground.name, flight_of=flight_of, place=place))
-        return self._result(self.send(**options | ({"producer": producer} if producer else {})))
+        if producer:
+            options = {key: value for key, value in options.items() if key not in _CHANNELS} | {"producer": producer}
+        return self._result(self.send(**options))
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
         task, ground, task_id = self.task, self.ground, result.id  # the result itself would keep itself alive
         return FlightResult.of(result, lambda: _leave(task, ground, ground.queued_entry(task_id), ended=True))
+
+
+def _is_celerys(method: Any, own: Any) -> bool:
+    """Whether it is Celery's own, and no tool has wrapped that."""
+    return getattr(method, "__func__", None) is own and not hasattr(own, "__wrapped__")
 
 
 def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = False) -> None:

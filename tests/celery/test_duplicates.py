@@ -21,7 +21,7 @@ def captured(signal, headers):
     def receive(**told):
         headers.append(told["headers"])
 
-    signal.connect(receive)
+    signal.connect(receive, weak=False)  # else Celery before 5.7 is deaf once one was collected
     try:
         yield
     finally:
