@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from celery import Celery, Task
+from celery.app.task import Context
 from celery.utils.time import maybe_make_aware
 from kombu import Exchange
 from kombu.serialization import dumps, registry  # type: ignore[attr-defined]
@@ -60,8 +61,12 @@ class Ticket(NamedTuple):
     outcome: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, headers: Mapping[str, Any]) -> "Ticket":
-        told = headers.get(HEADER) or {}
+    def of(cls, message: Mapping[str, Any] | Context) -> "Ticket":
+        """What the headers or the request of a message say.
+
+        Not a request's ``headers``: with tools that trace, these are what a header of that name holds.
+        """
+        told = message.get(HEADER) or {}
         return cls(**{field: told[field] for field in cls._fields if field in told})
 
     def headers(self) -> dict[str, Any]:
@@ -84,7 +89,10 @@ class Message:
         """The message that is being run, as it came."""
         request = task.request
         headers = {key: value for key in _HEADERS if (value := request.get(key)) is not None}
-        headers |= {key: value for key, value in (request.headers or {}).items() if key not in _OF_ONE_DELIVERY}
+        own = request.headers or {}
+        if own and RUN_TOKEN not in own:  # what tracing tools send as one header of that name
+            own = {"headers": own}
+        headers |= {key: value for key, value in own.items() if key not in _OF_ONE_DELIVERY}
         embedded = {key: getattr(request, key) for key in ("callbacks", "errbacks", "chain", "chord")}
         delivery: Mapping[str, Any] = request.delivery_info or {}
         properties = {
@@ -95,7 +103,7 @@ class Message:
             "correlation_id": request.correlation_id,
             "reply_to": request.reply_to,
         }
-        serializer = registry.type_to_name.get((request.headers or {}).get(CONTENT_TYPE), task.serializer)
+        serializer = registry.type_to_name.get(request.get(CONTENT_TYPE), task.serializer)
         return cls._made((request.args, request.kwargs, embedded), serializer, headers | ticket.headers(), properties)
 
     @classmethod

@@ -49,7 +49,7 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
     if flight := _retried(task, name, options):
-        place = Ticket.of(task.request.headers or {}).place
+        place = Ticket.of(task.request).place
         result = send(**_with(options, Ticket(name, place=place)))
         flight.retry_delay = delay_of(task.app, options)
         return result

@@ -50,7 +50,7 @@ def run(task: "Task[..., Any]", policy: Policy, base: Callable[..., Any], args: 
     call = partial(base, *args, **kwargs)
     if request.is_eager or not by_tracer:
         return _inline(task, policy, call, args, kwargs)
-    ticket = Ticket.of(request.headers or {})
+    ticket = Ticket.of(request)
     if not ticket.name:
         ticket = ticket._replace(name=name_of(task, policy, args, kwargs))
     return _Arrival(task, policy, ticket, call).run()
@@ -63,7 +63,7 @@ class _Arrival:
         self.task, self.policy, self.ticket, self.call = task, policy, ticket, call
         self.request = request = task.request
         self.id = request.id or ""
-        token = (request.headers or {}).get(RUN_TOKEN)
+        token = request.get(RUN_TOKEN)
         self.flight = Flight(
             task,
             policy,
@@ -216,7 +216,7 @@ def _end(task: "Task[..., Any]", retval: Any = None, state: str | None = None, *
         else:
             _end_unflown(task, policy, retval, state)
     except Exception as error:  # whatever it is, Celery has to go on
-        name = Ticket.of(request.headers or {}).name
+        name = Ticket.of(request).name
         logger.warning("flight.not_freed", extra={"lock": name, "reason": str(error)})
 
 
@@ -236,7 +236,7 @@ def _landed(task: "Task[..., Any]", flight: Flight, retval: Any, state: str | No
 def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str | None) -> None:
     """A message that ends without a flight: it was settled or refused, its hook raised, or it ran without the lock."""
     request = task.request
-    ticket = Ticket.of(request.headers or {})
+    ticket = Ticket.of(request)
     name = ticket.name or name_of(task, policy, request.args, request.kwargs)
     entry = entry_of(request.id or "", request.retries, request.replaced_task_nesting)
     again = _comes_again(retval)

@@ -117,6 +117,21 @@ def test_a_message_that_comes_again_says_the_same(flights):
     assert at_once["priority"] == 5
 
 
+def test_headers_within_a_header_as_tools_that_trace_send_them(flights):
+    options = {"headers": {"headers": {"trace": "x"}}}
+    outside = join.apply_async((flights.key, "ignore"), {"gated": True}, **options)
+    flights.until("start")
+    behind = [
+        join.apply_async((flights.key, "message"), task_id=f"{number}-{flights.key}", **options) for number in (2, 3)
+    ]
+    flights.until("parked", 2)
+    flights.open()
+    one, other = (result.get(PATIENCE) for result in behind)
+    assert one == other
+    assert one["headers"] == {"trace": "x"}
+    assert [event["id"] for event in flights.events("start")] == [outside.id, one["root_id"]]
+
+
 def test_a_copy_of_a_message_that_is_running_is_dropped(flights):
     result = join.delay(flights.key, gated=True)
     flights.until("start")

@@ -46,6 +46,13 @@ def assert_one_after_another(flights):
     assert runs == ["start", "end"] * (len(runs) // 2)
 
 
+def test_a_run_whose_headers_are_within_a_header_is_known_to_its_parent(flights):
+    join.apply_async((flights.key,), {"gated": True}, headers={"headers": {"trace": "x"}})
+    kill(flights)
+    flights.until("recovered")
+    assert flights.free(join)
+
+
 @pytest.mark.parametrize("task", [join, late], ids=["early", "late"])
 def test_the_first_that_is_parked_takes_over_from_a_dead_child(flights, task, death):
     how, strike = death
