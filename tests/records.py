@@ -68,6 +68,14 @@ async def auntil(condition, within=PATIENCE):
     return value
 
 
+def disconnect(client, name):
+    """Has the nodes of a cluster close all connections that have that name."""
+    for node in client.get_primaries():
+        for each in client.client_list(target_nodes=node):
+            if each["name"] == name:
+                client.client_kill_filter(_id=each["id"], target_nodes=node)
+
+
 def keys_of(server, prefix):
     """All keys in Redis that begin with a prefix."""
     found = set()

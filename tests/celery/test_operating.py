@@ -45,9 +45,10 @@ def test_messages_behind_a_flight_that_is_gone_are_found(flights, cluster, witho
         return [found for found in locks["default"].verify().findings if found.kind == "orphans"]
 
     until(lambda: [found.name for found in orphans()] == [shown(flights).name])
-    assert join.delay(flights.key, "succeed").get(PATIENCE)  # the next flight settles them
+    value = join.delay(flights.key).get(PATIENCE)
+    assert second.get(PATIENCE) == value  # the next flight settles them
+    assert [event["id"] for event in flights.events("settled")] == [second.id]
     flights.open()
-    assert second.get(PATIENCE)
     assert first.get(PATIENCE, propagate=False)
     until(lambda: not orphans())
     no_sweeps.release()

@@ -17,10 +17,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def flights(setup, own_cluster, settings):
-    """Locks on a cluster of the test's own."""
+    """Locks on a cluster of the test's own. Asking the other one more than once at a time would take seconds."""
     locks = setup["locks"]["default"] | {"LOCATION": own_cluster.urls, "OPTIONS": {"socket_timeout": 0.3}}
+    nowhere = setup["locks"]["nowhere"] | {"OPTIONS": {"socket_timeout": 5}}
     settings.CLUSTER_LOCKS = {"default": locks}
-    return Flights(setup | {"locks": setup["locks"] | {"default": locks}}, own_cluster)
+    return Flights(setup | {"locks": setup["locks"] | {"default": locks, "nowhere": nowhere}}, own_cluster)
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def test_duplicates_join_or_are_parked_and_settled_though_the_lease_is_shorter(f
     assert flights.record(join).holder() == token
     flights.open()
     assert {result.get(PATIENCE) for result in parked} == {first.get(PATIENCE)}
+    assert {event["id"] for event in flights.events("settled")} == {result.id for result in parked}
     flights.until_free(join)
     assert len(flights.events("start")) == 1
 

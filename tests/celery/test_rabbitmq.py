@@ -98,6 +98,7 @@ def test_one_call_joins_and_another_is_settled(flights):
     flights.open()
     assert joined.id == first.id
     assert settled.get(PATIENCE) == first.get(PATIENCE)
+    assert [event["id"] for event in flights.events("settled")] == [settled.id]
     flights.until_free(join)
     assert_alone(flights, [first.id])
 
@@ -126,10 +127,10 @@ def test_a_retry_keeps_its_key(flights, how):
 
 @pytest.mark.parametrize("task", [join, late], ids=["early", "late"])
 def test_the_first_that_is_parked_takes_over_from_a_dead_child(flights, task):
-    fly(flights, task)
+    first = fly(flights, task)
     second, third = awaited(flights, task), awaited(flights, task)
     kill(flights)
-    flights.until("recovered", 1)
+    assert flights.until("recovered")["id"] == first.id  # by its worker, not by a sweep
     flights.open()
     assert second.get(PATIENCE) == third.get(PATIENCE)
     flights.until_free(task)
@@ -159,7 +160,11 @@ def test_a_copy_of_what_runs_is_parked_and_dropped(flights, rabbitmq, how):
     first.get(PATIENCE, propagate=False)
     flights.until_free(late)
     until(lambda: not flights.record(late).client.exists(*flights.outbox(late)))
-    assert_alone(flights, [first.id])
+    later = late.delay(flights.key)  # which comes after whatever was published
+    later.get(PATIENCE)
+    flights.until_free(late)
+    assert_alone(flights, [first.id, later.id])
+    assert not flights.events("settled")
 
 
 def test_a_copy_takes_over_from_a_child_that_dies_after_its_connection_was_lost(flights, rabbitmq):
@@ -259,14 +264,14 @@ def test_the_key_is_free_before_the_caller_hears_that_nothing_was_published(flig
 
 
 @pytest.mark.parametrize("task", [join, AGAIN[1]], ids=["join", "wait"])
-def test_a_run_that_ends_without_a_broker_leaves_what_is_parked_to_the_sweep(flights, rabbitmq, hosts, task):
-    fly(flights, task)
-    worker = hosts.of(flights.until("start"))
+def test_a_run_that_ends_without_a_broker_leaves_what_is_parked_to_the_sweep(flights, rabbitmq, task):
+    first = task.delay(flights.key, "call_another")
+    flights.until("called")
     parked = awaited(flights, task)
     rabbitmq.control("stop_app")
     try:
         flights.open()
-        until(lambda: "flight.not_freed" in worker.log.read_text())  # its child is not kept
+        until(lambda: first.id in [event["id"] for event in flights.events("left")])  # its child is not kept
     finally:
         rabbitmq.control("start_app")
     assert parked.get(2 * PATIENCE).startswith(flights.key)

@@ -23,7 +23,10 @@ def test_a_copy_of_what_runs_is_parked_and_dropped(flights, how):
     value = str(result.get(PATIENCE, propagate=False))
     flights.until_free(late)
     until(lambda: not flights.record(late).client.exists(*flights.outbox(late)))
-    assert len(flights.events("start")) == 1
+    later = late.delay(flights.key)  # which comes after whatever was published
+    later.get(PATIENCE)
+    assert [event["id"] for event in flights.events("start")] == [result.id, later.id]
+    assert not flights.events("settled")
     assert str(app.AsyncResult(result.id).get(propagate=False)) == value
 
 

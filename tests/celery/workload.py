@@ -136,6 +136,14 @@ def stop_softly(task, key):
         return f"{key} in time"
 
 
+def call_another(task, key):
+    """Has published something, so that its connection to the broker is open, before it waits for its gate."""
+    follow.delay(key)
+    note("called", key)
+    wait_for(key)
+    return succeed(task, key)
+
+
 def ignore(task, key):
     raise Ignore
 
@@ -240,7 +248,7 @@ ENDS = {
     for end in (
         succeed, fail, ignore, reject, requeue, replace, retry, retry_later, retry_in_a_while,
         retry_with_another_key,
-        lose, lose_and_query, fence, message, unreachable, let_go,
+        lose, lose_and_query, fence, message, unreachable, let_go, call_another,
         refuse, long, last_value, kind_of_value, leave, vanish, stop_softly, retry_and_go_on,
     )
 }  # fmt: skip
@@ -450,6 +458,13 @@ def key_of(name):
 def dropped(task, task_id, args, state, **_):
     if args and state == states.IGNORED:
         note("dropped", args[0], id=task_id)
+
+
+@task_postrun.connect
+def left(task, task_id, args, **_):
+    """Its child is free for the next message."""
+    if args:
+        note("left", args[0], id=task_id)
 
 
 @receiver(signals.flight_parked)

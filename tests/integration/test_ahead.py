@@ -1,19 +1,20 @@
 """A request that is on its way while its caller does something else."""
 
 import time
+from contextlib import contextmanager
 
 import pytest
 
 from django_cluster_lock import cache_lock, protocol
 from django_cluster_lock.aliases import aliases
 from django_cluster_lock.holding import new_token
-from tests.records import until
+from tests.records import disconnect, until
 
 
 @pytest.fixture
-def alias(settings, locks):
+def alias(settings, locks, prefix):
     """One that knows the cluster, so that what a flow asks for first is what it is about."""
-    settings.CLUSTER_LOCKS = locks
+    settings.CLUSTER_LOCKS = {"default": locks["default"] | {"OPTIONS": {"client_name": prefix}}}
     with cache_lock("before"):
         return aliases["default"]
 
@@ -21,6 +22,17 @@ def alias(settings, locks):
 def taking(alias, record, token):
     now = time.monotonic()
     return protocol.acquire(record.keys, token, alias.terms(10), now=now, until=now + 5, blocking=False)
+
+
+@contextmanager
+def unanswered(record):
+    """The shard writes nothing, and so leaves requests without an answer."""
+    node = record.client.get_node_from_key(record.key)
+    record.client.execute_command("CLIENT", "PAUSE", 5000, "WRITE", target_nodes=node)
+    try:
+        yield
+    finally:
+        record.client.execute_command("CLIENT", "UNPAUSE", target_nodes=node)
 
 
 def test_it_is_done_before_its_answer_is_asked_for(alias, record):
@@ -31,11 +43,11 @@ def test_it_is_done_before_its_answer_is_asked_for(alias, record):
     assert record.holder() == token.decode()
 
 
-def test_a_connection_that_broke_meanwhile_is_replaced(alias, record):
+def test_a_connection_that_broke_meanwhile_is_replaced(alias, record, prefix):
     token = new_token()
-    answer = alias.run_ahead(taking(alias, record, token))
-    for node in record.client.get_primaries():
-        record.client.execute_command("CLIENT", "KILL", "SKIPME", "yes", "TYPE", "normal", target_nodes=node)
+    with unanswered(record):
+        answer = alias.run_ahead(taking(alias, record, token))
+        disconnect(record.client, prefix)
     assert answer().token == token
 
 

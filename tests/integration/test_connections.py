@@ -16,17 +16,24 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from django_cluster_lock import drivers, protocol
+from django_cluster_lock.actions import Pause
 from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.options import connection_options
 from django_cluster_lock.connections.sync import Connections
 from django_cluster_lock.connections.topology import Topology
+from django_cluster_lock.connections.wire import IDLE_CHECK
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.exchange import carry
 from django_cluster_lock.names import SLOTS, keys_of
+from tests.records import disconnect
 from tests.servers import KINDS, redis7, valkey
 
 tokens = itertools.count()
+
+
+def terms(within):
+    return protocol.Terms(5, 1, 0, (b"host", b"1", b"main", b""), within)
 
 
 class Client:
@@ -40,19 +47,21 @@ class Client:
     def cycle(self, *names, within=10):
         """Takes each lock and releases it; the fences."""
         now = time.monotonic()
-        terms = protocol.Terms(5, 1, 0, (b"host", b"1", b"main", b""), within)
-        flows = [self.flow(keys_of(self.prefix, name), terms, now, now + within) for name in names]
+        flows = [self.flow(keys_of(self.prefix, name), terms(within), now, now + within) for name in names]
+        return self.run([carry(flow, self.topology) for flow in flows])
+
+    def run(self, flows):
         if self.asynchronous:
             return asyncio.run(self.arun(flows))
         connections = Connections(self.options)
         try:
-            return [drivers.run(carry(flow, self.topology), connections) for flow in flows]
+            return [drivers.run(flow, connections) for flow in flows]
         finally:
             connections.forget()
 
     async def arun(self, flows):
         connections = await AsyncConnections.open(self.options)
-        return [await drivers.arun(carry(flow, self.topology), connections) for flow in flows]
+        return [await drivers.arun(flow, connections) for flow in flows]
 
     def flow(self, keys, terms, now, until):
         token = b"%016d" % next(tokens)
@@ -120,6 +129,21 @@ def test_nobody_answers(connect, scheme):
         error, took = refused(connect(location, socket_timeout=60, socket_connect_timeout=60), within=0.3)
     assert took < 10
     assert not error.unanswered
+
+
+def test_one_that_broke_while_nobody_used_it_is_not_used(connect, cluster, record, prefix):
+    client = connect(cluster.urls, client_name=prefix)
+
+    def renewed_later():
+        now = time.monotonic()
+        taking = protocol.acquire(record.keys, b"token", terms(10), now=now, until=now + 10, blocking=False)
+        grant = yield from carry(taking, client.topology)
+        disconnect(record.client, prefix)
+        yield Pause(IDLE_CHECK)
+        return (yield from carry(protocol.ask(protocol.renewal(grant, terms(10))), client.topology))  # sent once
+
+    (reply,) = client.run([renewed_later()])
+    assert reply.status == b"ok"
 
 
 def test_several_servers_that_are_no_cluster_are_refused(connect, start_server):
@@ -203,11 +227,15 @@ def tls_port(certificates):
     pytest.skip("no server that was built with TLS")
 
 
+def administrator(port, certificates):
+    trust = {"ssl": True, "ssl_ca_certs": str(certificates / "cert.pem")}
+    return redis.Redis("127.0.0.1", port, password="s3cret", **trust, retry=Retry(NoBackoff(), 0))
+
+
 def serves_all_slots(server, port, certificates):
     """Whether it does now; False if it ended, as one without TLS does."""
     deadline = time.monotonic() + 30
-    trust = {"ssl": True, "ssl_ca_certs": str(certificates / "cert.pem")}
-    with redis.Redis("127.0.0.1", port, password="s3cret", **trust, retry=Retry(NoBackoff(), 0)) as client:
+    with administrator(port, certificates) as client:
         while server.poll() is None:
             assert time.monotonic() < deadline
             with suppress(redis.ConnectionError):
@@ -233,7 +261,12 @@ def test_tls_by_options_with_a_certificate_of_the_client(connect, tls_port, cert
         ssl_keyfile=str(certificates / "key.pem"),
         ssl_min_version=ssl.TLSVersion.TLSv1_2,
     )
-    assert client.cycle("a")
+    with administrator(tls_port, certificates) as server:
+        server.config_set("tls-auth-clients", "yes")
+        try:
+            assert client.cycle("a")
+        finally:
+            server.config_set("tls-auth-clients", "optional")
 
 
 def test_tls_does_not_trust_a_strange_certificate(connect, tls_port):

@@ -49,6 +49,12 @@ class Key(Record):
         how = {"outcome": outcome, "deadline": time.monotonic() + 5}
         return self.told(self.run(outbox.land(self.outbox, landing, claim, self.terms.ttl, (), **how)))
 
+    def ran_in_the_future(self):
+        """The place of the latest call that has run, by another server's clock."""
+        place = self.now() * 1000 + 60_000_000
+        self.client.set(self.outbox.keys.latest, f"{place} {{}}", px=60_000)
+        return place
+
     def run(self, flow):
         return self.alias.run(flow)
 
@@ -111,22 +117,31 @@ def test_a_copy_of_unknown_age_settles_nobody_and_hides_no_later_call(key):
     early, later = key.an_early_and_a_later_call()
     key.start("b", later)
     key.land("b")
+    key.start("running")
+    key.start("left")
+    key.forget()
     assert key.start("copy", copy=True) == ("own",)
-    assert key.start("c") == ("parked",)
-    assert key.land("copy") == ("next", "c")
+    assert key.land("copy") == ("next", "left")
     key.forget()
     assert key.start("a", early) == ("passed",)
 
 
 def test_a_call_is_later_than_what_has_run_also_by_a_clock_that_lags_behind(key):
     key = key("rerun")
-    ahead = int(key.now()) * 1000 + 60_000_000
-    key.client.set(key.outbox.keys.latest, f"{ahead} {{}}", px=60_000)
+    ahead = key.ran_in_the_future()
     place = key.claim("a")
     assert place > ahead
     assert key.start("a", place) == ("own",)
     assert key.start("b") == ("parked",)
     assert key.land("a") == ("next", "b")
+
+
+def test_one_that_is_parked_is_later_than_what_has_run_too(key):
+    key = key("rerun")
+    key.start("running")
+    ahead = key.ran_in_the_future()
+    assert key.start("b") == ("parked",)
+    assert key.client.zscore(key.outbox.keys.order, "b:0") > ahead
 
 
 def test_what_was_sent_without_a_call_settles_those_that_were_left_behind(key):
@@ -152,6 +167,17 @@ def test_who_is_behind_those_that_were_left_hands_the_key_to_them(key, mode):
     assert key.start(*arrival) == ("parked",)
     assert key.start("left") == ("own",)
     assert key.land("left") == (("settle", "a") if mode == "rerun" else ("next", "c"))
+
+
+@pytest.mark.parametrize(("left", "arrives", "answer"), [("a", "b", ("next", "a")), ("b", "a", ("own",))])
+def test_of_one_that_was_left_and_one_that_arrives_the_earlier_call_is_first(key, left, arrives, answer):
+    key = key("wait")
+    places = dict(zip("ab", key.an_early_and_a_later_call(), strict=True))
+    key.forget()
+    key.start("running")
+    key.start(left, places[left])
+    key.forget()
+    assert key.start(arrives, places[arrives]) == answer
 
 
 def test_waiting_messages_keep_the_order_of_their_calls(key):
