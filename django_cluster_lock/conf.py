@@ -20,6 +20,9 @@ from django_cluster_lock.servers import EMBEDDED
 DEFAULT_ALIAS = "default"
 EMBEDDED_PREFIX = "locks"
 TIMEOUT, BLOCKING_TIMEOUT, CLOCK_SKEW, SWEEP_INTERVAL = 30.0, 10.0, 1.0, 60.0
+# As long as a record outlives its last lease (RETENTION in common.lua): then a clock alone makes the next fence, which
+# has to be above the last one.
+LONGEST_SKEW = 2.0
 
 HINTS = {
     "E001": 'Set CLUSTER_LOCKS = {"default": {"LOCATION": ["redis://10.0.0.1:6379"], "KEY_PREFIX": "shop"}}.',
@@ -45,7 +48,7 @@ HINTS = {
     "E017": "Give the seconds a lease lasts unless it is renewed: a number above 0. No lock is for ever.",
     "E018": "Give the seconds to wait for a lock, 0 or more, or None to wait without an end.",
     "E019": 'Give "auto" for all replicas of a shard, or how many: 0 or more.',
-    "E020": "Give the seconds by which the clocks of the nodes may differ: 0 or more.",
+    "E020": "Give the seconds by which the clocks of the nodes may differ: 0 to 2. With more, fences may lose order.",
     "E021": "Remove it. Accepted is what both kinds of redis-py's connections, blocking and asyncio, have in common, "
     "and what a lock has a use for: see the settings reference.",
     "E022": "Give a value as redis-py's connections take it; for address_remap a callable or its dotted path.",
@@ -286,7 +289,7 @@ def _number_problems(where: str, config: Mapping[str, Any]) -> Iterator[Problem]
         "E017": ("TIMEOUT", lambda timeout: _is_number(timeout) and timeout > 0),
         "E018": ("BLOCKING_TIMEOUT", lambda wait: wait is None or (_is_number(wait) and wait >= 0)),
         "E019": ("REPLICAS", lambda count: count == "auto" or (type(count) is int and count >= 0)),
-        "E020": ("CLOCK_SKEW", lambda skew: _is_number(skew) and skew >= 0),
+        "E020": ("CLOCK_SKEW", lambda skew: _is_number(skew) and 0 <= skew <= LONGEST_SKEW),
         "E025": ("SWEEP_INTERVAL", lambda interval: interval is None or (_is_number(interval) and interval > 0)),
     }
     for number, (key, fit) in fits.items():

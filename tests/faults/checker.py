@@ -45,6 +45,7 @@ class Verdict:
     overlaps_outside: list[Finding] = field(default_factory=list)
     fences: int = 0
     disorder: list[Finding] = field(default_factory=list)
+    disorder_outside: list[Finding] = field(default_factory=list)
     in_order: int = 0
     overtaken: list[Finding] = field(default_factory=list)
     hangs: list[Finding] = field(default_factory=list)
@@ -83,7 +84,11 @@ def judge_attempts(verdict, attempts, history):
     verdict.hangs += hangs(attempts, history)
     leases = sorted((each for each in attempts if each.believed()), key=attrgetter("returned"))
     verdict.fences += sum(each.fence > 0 for each in leases)
-    verdict.disorder += disorder(leases)
+    for one, other in disorder(leases):
+        strayed = any(lets_stray(happening, one) for happening in history.happenings)
+        what = f"fence {other.fence} after {one.fence}"
+        found = verdict.disorder_outside if strayed else verdict.disorder
+        found.append(Finding(other.lock, other.returned, (one.client, other.client), what))
     for one, other in overlaps(leases):
         excused = any(excuses(happening, one, other) for happening in history.happenings)
         (verdict.overlaps_outside if excused else verdict.overlaps).append(told(one, other))
@@ -110,6 +115,12 @@ def excuses(happening, one, other):
     return touched and met and happening.injected <= other.returned
 
 
+def lets_stray(happening, lease):
+    """Whether a lease may have a fence that later ones need not exceed, of a clock that was too far from the others."""
+    met = happening.injected <= lease.returned and lease.called <= happening.over
+    return not happening.in_order and lease.lock in happening.locks and met
+
+
 def told(one, other):
     (start, end), (start2, end2) = one.believed(), other.believed()
     what = f"fence {one.fence} {start:.3f}-{end:.3f} and fence {other.fence} {start2:.3f}-{end2:.3f}"
@@ -117,7 +128,7 @@ def told(one, other):
 
 
 def disorder(leases):
-    """Leases whose fence is not above that of an earlier one; not of a contestant without fences.
+    """Pairs of leases of which the later one has no higher fence; not of a contestant without fences.
 
     Of two that overlap, which is wrong enough, nobody can tell from outside which was granted first.
     """
@@ -126,8 +137,7 @@ def disorder(leases):
         if highest and lease.fence <= highest.fence:
             if (lease.since or lease.returned) < highest.believed()[1]:
                 continue
-            what = f"fence {lease.fence} after {highest.fence}"
-            yield Finding(lease.lock, lease.returned, (highest.client, lease.client), what)
+            yield highest, lease
         elif lease.fence:
             highest = lease
 

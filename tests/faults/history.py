@@ -66,20 +66,21 @@ class Happening:
     """One fault.
 
     Attributes:
-        holds: whether promise 1 holds under it.
+        holds, in_order: whether promise 1 holds under it, and fences stay in order.
         shard: where it was begun.
         locks, clients: those it may have touched.
         injected, healed, over: when it began, when it was taken back, when everything was whole again.
     """
 
     kind: str
-    holds: bool
     shard: int
     locks: list[str]
     injected: float
     clients: list[str] = field(default_factory=list)
     healed: float = math.inf
     over: float = math.inf
+    holds: bool = True
+    in_order: bool = True
 
 
 @dataclass(slots=True)

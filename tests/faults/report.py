@@ -37,11 +37,12 @@ VERDICT = """\
 MEANING = f"""
 *Overlaps*: two holders of one lock whose handles both called their leases valid at the same time; *outside of promise
 1* where such a fault met the first of the two leases, while it was held or {ON_ITS_WAY:g} s before. *Fence out of
-order*: a lease whose fence is not above that of every earlier one. *Stale*: a commit whose fence is below one already
-committed, or that had not read the commit before it. *Hangs*: an `acquire` that returned more than {ALLOWANCE:g} s
-after the caller's time (of a call that is not to wait: {PATIENCE:g} s), or never; what its process was paused is not
-counted. *Overtaken*: a waiter that somebody overtook who had come later, at a time without a fault nearby. *Other
-errors*: exceptions that are none of the lock's own.
+order*: a lease whose fence is not above that of every earlier one; *clocks too far apart* where the clock that the
+earlier one is from was further ahead than a record outlives its last lease (2 s). *Stale*: a commit whose fence is
+below one already committed, or that had not read the commit before it. *Hangs*: an `acquire` that returned more than
+{ALLOWANCE:g} s after the caller's time (of a call that is not to wait: {PATIENCE:g} s), or never; what its process was
+paused is not counted. *Overtaken*: a waiter that somebody overtook who had come later, at a time without a fault
+nearby. *Other errors*: exceptions that are none of the lock's own.
 
 The controls stand in the same run, under the same faults, and have to fail: if they do not, the faults were too mild.
 redis-py's holder counts on its lock from before the request that got it; its lock has no fences and no queue.
@@ -131,6 +132,7 @@ def verdict_table(verdicts):
         "**overlaps**": [len(each.overlaps) for each in found],
         "overlaps, outside of promise 1": [len(each.overlaps_outside) for each in found],
         "**fences out of order**": [len(each.disorder) if each.fences else "none at all" for each in found],
+        "fences out of order, clocks too far apart": [len(each.disorder_outside) for each in found],
         "transactions committed": [each.commits for each in found],
         "**stale**": [len(each.stale) for each in found],
         "transactions refused (StaleFence, LockLost)": [each.refused.total() for each in found],
@@ -154,6 +156,7 @@ def flight_table(flown):
         "**overlaps**": [len(each.overlaps) for each in found],
         "overlaps, outside of promise 1": [len(each.overlaps_outside) for each in found],
         "**fences out of order**": [len(each.disorder) if each.fences else "none at all" for each in found],
+        "fences out of order, clocks too far apart": [len(each.disorder_outside) for each in found],
         "**hangs**": [len(each.hangs) for each in found],
         "other errors": [len(each.errors) for each in found],
     }

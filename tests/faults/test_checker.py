@@ -34,8 +34,8 @@ def commits(*of):
     return [Commit("auto", "a", read, fence) for read, fence in of]
 
 
-def outside(injected=1.0, over=2.0, locks=("a",), *, holds=False):
-    return Happening("FLUSHALL", holds, 0, list(locks), injected, healed=over, over=over)
+def outside(injected=1.0, over=2.0, locks=("a",), *, holds=False, in_order=True):
+    return Happening("FLUSHALL", 0, list(locks), injected, healed=over, over=over, holds=holds, in_order=in_order)
 
 
 def test_a_history_without_faults():
@@ -112,7 +112,23 @@ def test_of_leases_that_overlap_the_order_is_unknown():
     assert not found.disorder
 
 
-def test_nothing_excuses_a_fence_or_a_stale_write():
+@pytest.mark.parametrize(
+    ("injected", "over", "locks", "strayed"),
+    [
+        (1.0, 2.0, ["a"], True),
+        (1.0, 2.0, ["b"], False),
+        (1.5, 2.0, ["a"], False),  # the first had its fence before
+        (0.1, 0.4, ["a"], False),  # or after
+    ],
+)
+def test_a_clock_that_strays_excuses_the_order_of_fences(injected, over, locks, strayed):
+    happening = outside(injected, over, locks, in_order=False)
+    found = verdict([lease("x", 1, 2, 10, called=0.5), lease("y", 3, 4, 9)], happenings=[happening])
+    assert len(found.disorder_outside) == strayed
+    assert len(found.disorder) == (not strayed)
+
+
+def test_nothing_else_excuses_a_fence_and_nothing_a_stale_write():
     found = verdict(
         [lease("x", 1, 2, 10), lease("y", 3, 4, 9)],
         happenings=[outside()],

@@ -41,7 +41,7 @@ def verdict(*events, happenings=(), **account):
 
 
 def flushed(at):
-    return Happening("FLUSHALL", False, 0, [LOCK], at, healed=at, over=at)
+    return Happening("FLUSHALL", 0, [LOCK], at, healed=at, over=at, holds=False)
 
 
 def missing(at):

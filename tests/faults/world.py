@@ -62,7 +62,8 @@ class World:
             if not fault.prepare():
                 return
             locks, clients = self.touched(fault), fault.clients()
-            happening = Happening(kind.name, kind.holds, shard, locks, time.monotonic(), clients)
+            promises = {"holds": kind.holds, "in_order": kind.in_order}
+            happening = Happening(kind.name, shard, locks, time.monotonic(), clients, **promises)
             self.happenings.append(happening)
             try:
                 try:

@@ -281,7 +281,7 @@ def test_E019(faults, replicas):
     assert faults(REPLICAS=replicas) == [("E019", f'{AT}["REPLICAS"] is {replicas!r}.')]
 
 
-@pytest.mark.parametrize("skew", [-1, "1", True])
+@pytest.mark.parametrize("skew", [-1, 2.1, "1", True])
 def test_E020(faults, skew):
     assert faults(CLOCK_SKEW=skew) == [("E020", f'{AT}["CLOCK_SKEW"] is {skew!r}.')]
 

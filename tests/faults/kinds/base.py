@@ -12,6 +12,7 @@ class Fault:
     Attributes:
         name: of the kind.
         holds: whether promise 1 (mutual exclusion) is to hold under it. Promise 2 (no stale write) always is.
+        in_order: whether fences are to stay in order under it.
         lasts: how many seconds it stays, at least and at most.
         quorum: whether a vote of the primaries must mend it, so that no two such may happen at once.
         touches: what it may touch: the "shard", "all" shards, or "clients" alone.
@@ -19,6 +20,7 @@ class Fault:
 
     name: ClassVar[str]
     holds: ClassVar[bool] = True
+    in_order: ClassVar[bool] = True
     lasts: ClassVar[tuple[float, float]] = (0.5, 1.5)
     quorum: ClassVar[bool] = False
     touches: ClassVar[str] = "shard"
