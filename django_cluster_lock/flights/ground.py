@@ -29,13 +29,13 @@ class Claim(NamedTuple):
     Args:
         status: "own"; "busy", "parked", "next" (parked, and published or about to be); "gone", "over".
         holder: who has the key, if it is busy.
-        replaceable: the parked entry whose message a call may replace.
+        waiting: the parked entry whose message a call may replace.
         place: of the call among those of the key, if it has the key.
     """
 
     status: str
     holder: Owner = Owner()
-    replaceable: str = ""
+    waiting: str = ""
     place: int = 0
 
 
@@ -94,19 +94,19 @@ class Ground:
         """
         token, raw = new_token(), message.dumps() if message else b""
         flags = {"replaces": replaces, "replaceable": replaceable}
-        return self._claimed(self.alias.run(self._claiming(token, entry, delay, message=raw, **flags)), token)
+        return self._claim_of(self.alias.run(self._claiming(token, entry, delay, message=raw, **flags)), token)
 
     def claim_ahead(self, entry: str, delay: float) -> Callable[[], Claim]:
         """Asks for the key; what is returned waits for the answer, and has to be called. It raises as `claim`."""
         token = new_token()
         answer = self.alias.run_ahead(self._claiming(token, entry, delay))
-        return lambda: self._claimed(answer(), token)
+        return lambda: self._claim_of(answer(), token)
 
     def _claiming(self, token: bytes, entry: str, delay: float, **options: Any) -> Flow[Reply]:
         terms, now = self.claim_terms(entry.rpartition(":")[0], delay), time.monotonic()
         return outbox.claim(self.outbox, token, terms, entry, now=now, **options)
 
-    def _claimed(self, reply: Reply, token: bytes) -> Claim:
+    def _claim_of(self, reply: Reply, token: bytes) -> Claim:
         if reply.status == b"own":
             return Claim("own", place=protocol.number(reply.details[0]))
         if reply.status == b"next":

@@ -107,9 +107,12 @@ class Message:
         return cls._made((request.args, request.kwargs, embedded), serializer, headers | ticket.headers(), properties)
 
     @classmethod
-    def of_call(cls, body: Any, options: Mapping[str, Any]) -> "Message":
+    def of_call(cls, app: Celery, body: Any, options: Mapping[str, Any]) -> "Message":
         """The one that a producer is told to publish, with all that says where it goes and how."""
         properties = {key: options.get(key) for key in _PROPERTIES}
+        queues: Any = app.amqp.queues
+        # Celery makes sure that the app's own queue exists, which the message will need when it goes out as well.
+        properties["declare"] = [each.name for each in options.get("declare") or () if queues.get(each.name) is each]
         if isinstance(exchange := properties["exchange"], Exchange):
             properties["exchange"] = exchange.name
         return cls._made(body, options.get("serializer"), options["headers"], properties)
@@ -141,7 +144,9 @@ class Message:
         headers.setdefault("eta", None)
         if delay:
             headers["eta"] = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)).isoformat()
-        properties = _kept_for(delay_of(app, headers), self.properties)
+        queues: Any = app.amqp.queues
+        known = [name for name in self.properties.get("declare", ()) if name in queues or queues.create_missing]
+        properties = _kept_for(delay_of(app, headers), self.properties) | {"declare": [queues[name] for name in known]}
         body: Any = self.body
         if self.content_encoding == "utf-8":
             body = self.body.decode()

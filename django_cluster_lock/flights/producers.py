@@ -57,7 +57,7 @@ class Recorder(Borrowed):
     def publish(self, body: Any, **options: Any) -> None:
         """Keeps the first message; what follows is Celery's event about it."""
         if self.message is None:
-            self.message = Message.of_call(body, options)
+            self.message = Message.of_call(self._app, body, options)
         else:
             self._taken().publish(body, **options)
 
@@ -73,17 +73,17 @@ class Gate(Borrowed):
 
     Args:
         answer: waits for the claim.
-        parks: whether the message of a duplicate is kept, for it to be parked under its own id; else, and if it is to
+        keeps: whether the message of a duplicate is kept, for it to be parked under its own id; else, and if it is to
             replace another, the call ends with `Duplicate`.
     """
 
     claim: Claim | None = None
     unanswered = False  # whether a claim may have been made that nobody was told of
 
-    def __init__(self, app: Celery, answer: Callable[[], Claim], *, parks: bool) -> None:
+    def __init__(self, app: Celery, answer: Callable[[], Claim], *, keeps: bool) -> None:
         super().__init__(app)
         self._answer: Callable[[], Claim] | None = answer
-        self._parks = parks
+        self._keeps = keeps
 
     def __exit__(self, *raised: object) -> None:
         super().__exit__(*raised)
@@ -109,7 +109,7 @@ class Gate(Borrowed):
         self._ask()
         if self.claim and self.claim.status == "own":
             return super()._lend()
-        if self._parks and self.claim and not self.claim.replaceable:
+        if self._keeps and self.claim and not self.claim.waiting:
             return Recorder(self._app)
         raise Duplicate
 

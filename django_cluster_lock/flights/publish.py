@@ -89,10 +89,10 @@ class _Call:
         try:
             if self._may_fly_ahead:
                 return self._fly_ahead()
-            return self._claimed(self.ground.claim(self.entry, self.delay))
+            return self._answered(self.ground.claim(self.entry, self.delay))
         except LockUnavailable as error:
             if error.unanswered:  # a claim may have been made, which no message would ever take over
-                _leave(self.task, self.ground, self.entry)
+                _free_key(self.task, self.ground, self.entry)
             if self.policy.on_unavailable == "raise":
                 raise
             logger.warning("flight.unclaimed", extra={"lock": self.ground.name, "reason": str(error)})
@@ -101,7 +101,7 @@ class _Call:
     def _fly_ahead(self) -> "AsyncResult[Any]":
         """Has Celery make the message while the claim is on its way."""
         made = None
-        gate = Gate(self.task.app, self.ground.claim_ahead(self.entry, self.delay), parks=self.parks)
+        gate = Gate(self.task.app, self.ground.claim_ahead(self.entry, self.delay), keeps=self.parks)
         try:
             with gate:
                 made = self._publish(producer=gate)
@@ -109,14 +109,14 @@ class _Call:
             pass
         except BaseException:
             if gate.unanswered or (gate.claim and gate.claim.status == "own"):
-                _leave(self.task, self.ground, self.entry)
+                _free_key(self.task, self.ground, self.entry)
             raise
         assert gate.claim is not None
         if made is not None and gate.claim.status == "own":
             return made
-        return self._claimed(gate.claim, made, gate.message)
+        return self._answered(gate.claim, made, gate.message)
 
-    def _claimed(
+    def _answered(
         self, claim: Claim, made: "AsyncResult[Any] | None" = None, message: Message | None = None
     ) -> "AsyncResult[Any]":
         """What becomes of the call by the answer to its claim.
@@ -139,7 +139,7 @@ class _Call:
         try:
             return self._publish(place=claim.place)
         except BaseException:
-            _leave(self.task, self.ground, self.entry)
+            _free_key(self.task, self.ground, self.entry)
             raise
 
     def _duplicate(self, claim: Claim) -> "AsyncResult[Any]":
@@ -160,9 +160,9 @@ class _Call:
         # With what its caller wants to follow it, a message is one of its own.
         replaceable = self.policy.on_duplicate == "rerun" and not self.awaited
         while True:
-            replaces = replaceable and claim.replaceable != ""
+            replaces = replaceable and claim.waiting != ""
             if replaces:
-                self.options["task_id"], made = claim.replaceable.rpartition(":")[0], None
+                self.options["task_id"], made = claim.waiting.rpartition(":")[0], None
             if made is None or message is None:
                 with Recorder(self.task.app, self.options.get("producer")) as recorder:
                     made = self._publish(producer=recorder)
@@ -187,7 +187,7 @@ class _Call:
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
         task, ground, task_id = self.task, self.ground, result.id  # the result itself would keep itself alive
-        return FlightResult.of(result, lambda: _leave(task, ground, ground.queued_entry(task_id), ended=True))
+        return FlightResult.of(result, lambda: _free_key(task, ground, ground.queued_entry(task_id), ended=True))
 
 
 def _is_celerys(method: Any, own: Any) -> bool:
@@ -195,7 +195,7 @@ def _is_celerys(method: Any, own: Any) -> bool:
     return getattr(method, "__func__", None) is own and not hasattr(own, "__wrapped__")
 
 
-def _leave(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = False) -> None:
+def _free_key(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool = False) -> None:
     """Frees the key if it is still queued for the entry: now, or once Redis can be told."""
     recovery.end(task, ground, Landing(entry, ended=ended, by_claim=True))
 

@@ -6,7 +6,7 @@ from functools import wraps
 import pytest
 from celery import Celery, Task
 from celery.signals import before_task_publish
-from kombu import Connection
+from kombu import Connection, Exchange, Queue
 from kombu.exceptions import EncodeError
 
 from django_cluster_lock import single_flight
@@ -106,9 +106,11 @@ def test_celery_tells_of_a_duplicate_by_the_producer_of_its_caller(make_task, fl
     broker = {"broker_url": f"memory://{flights.key}", "broker_transport_options": {}}
     task = make_task("wait", conf=broker | {"task_send_sent_event": True})
     call(task, flights.key)
-    task.app.producer_pool.force_close_all()
     with task.app.connection_for_write() as connection:
+        events = Queue("events", Exchange("celeryev", type="topic"), routing_key="#")(connection.default_channel)
+        events.declare()
         call(task, flights.key, producer=task.app.amqp.Producer(connection))
+        assert events.get().payload["type"] == "task-sent"
     assert flights.parked(task) == 1
 
 
@@ -160,7 +162,8 @@ def proxy(settings, flights, cluster):
 
 
 def test_a_claim_that_nobody_was_told_of_goes_when_its_call_failed(proxy, flights):
-    call(join, f"{flights.key}-before")  # from here on the layout is known
+    with pytest.raises(ValueError, match="literal"):
+        call(join, flights.key, expires="never")  # from here on its node knows the script
     claims = proxy.harm(Rule("claim", reply="drop", times=math.inf))
     proxy.harm(Rule("release", "drop", times=math.inf))
     with pytest.raises(ValueError, match="literal"):

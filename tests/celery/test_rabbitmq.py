@@ -263,6 +263,18 @@ def test_the_key_is_free_before_the_caller_hears_that_nothing_was_published(flig
     assert join.delay(flights.key).get(PATIENCE)
 
 
+def test_what_is_parked_goes_to_a_queue_that_nobody_has_made_yet(flights):
+    """RabbitMQ drops what is for a queue that it does not know."""
+    task, queue = AGAIN[1], f"made-later-{flights.key}"
+    fly(flights, task)
+    parked = task.apply_async((flights.key,), queue=queue)
+    flights.open()
+    until(lambda: flights.record(task).fields().get("k") == parked.id and not flights.parked(task))
+    with app.connection_for_read() as connection:
+        message = connection.default_channel.basic_get(queue, no_ack=True)
+    assert message.headers["id"] == parked.id
+
+
 @pytest.mark.parametrize("task", [join, AGAIN[1]], ids=["join", "wait"])
 def test_a_run_that_ends_without_a_broker_leaves_what_is_parked_to_the_sweep(flights, rabbitmq, task):
     first = task.delay(flights.key, "call_another")
