@@ -85,7 +85,10 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
         if course.layout_is_old:
             yield from course.learn(outcome.now)
         if course.pause:
-            yield Pause(min(course.pause, max(call.deadline - outcome.now, 0.001)))
+            left = call.deadline - course.time_after(outcome)
+            if left <= 0:  # the layout took that long: another attempt would make its caller wait twice
+                raise course.unavailable()
+            yield Pause(min(course.pause, max(left, 0.001)))
         course.find_node()
         outcome = None
 
@@ -101,6 +104,7 @@ class Course:
     _silence = ""  # why no node told the layout
     _backoff = FIRST_PAUSE
     _redirections = 0
+    _reason = ""  # why the last attempt failed
 
     def __init__(self, call: Call, routes: Routes) -> None:
         self.call, self.routes = call, routes
@@ -170,7 +174,7 @@ class Course:
             LockUnavailable: every node refuses to let us in.
         """
         if self.routes.refused:
-            raise self._unavailable(self.routes.refused)
+            raise self.unavailable(self.routes.refused)
         self.node, self._next = self._next or self.routes.primary(self.call.keys.slot), None
 
     def unheard(self, failure: NoAnswer) -> None:
@@ -202,21 +206,27 @@ class Course:
         elif code in TRANSIENT:
             self._later(str(refusal), now)
         else:
-            raise self._unavailable(str(refusal))
+            raise self.unavailable(str(refusal))
 
     def _at_once(self, node: Node | None) -> None:
         self._next, self.pause = node, 0.0
         self.blocking = self.asking = self.layout_is_old = False
 
+    def time_after(self, outcome: Answer | NoAnswer) -> float:
+        """When the last thing was heard: the outcome, or the layout."""
+        return max(outcome.now, self.routes.learned_at)
+
     def _later(self, reason: str, now: float) -> None:
+        self._reason = reason
         if (self.call.once and self.unanswered) or now >= self.call.deadline:
-            raise self._unavailable(reason)
+            raise self.unavailable()
         self._at_once(None)
         self.pause, self.layout_is_old = self._backoff, True
         self._backoff = min(self._backoff * 2, LONGEST_PAUSE)
 
-    def _unavailable(self, reason: str) -> LockUnavailable:
-        error = LockUnavailable(self.call.keys.name, reason)
+    def unavailable(self, reason: str = "") -> LockUnavailable:
+        """The end of the call, for that reason or for what came of its last attempt."""
+        error = LockUnavailable(self.call.keys.name, reason or self._reason)
         error.unanswered = self.unanswered
         return error
 

@@ -407,6 +407,15 @@ def test_silence_until_the_deadline(silence, unanswered, once):
     assert cluster.now < 1002.5
 
 
+def test_no_attempt_follows_a_layout_that_came_after_the_deadline():
+    cluster = Cluster(UNHEARD)
+    with pytest.raises(LockUnavailable) as caught:
+        cluster.carry(calling(within=1.5 * STEP))
+    assert cluster.now >= 1000 + 1.5 * STEP
+    assert len(cluster.layouts) == len(cluster.sent) == 1
+    assert "timed out" in str(caught.value)
+
+
 def test_silence_is_remembered_through_a_refusal():
     cluster = Cluster(UNHEARD, Refusal("OOM"))
     with pytest.raises(LockUnavailable, match="OOM") as caught:
