@@ -34,7 +34,7 @@ def make_task(flights):
         own.conf.update(dict(conf))
         made.append(own)
 
-        @own.task(name=f"calls-{on_duplicate}", base=base, **options)
+        @own.task(name=f"calls-{on_duplicate}", base=base, shared=False, **options)
         @single_flight(key="{key}", on_duplicate=on_duplicate)
         def task(key):
             return key

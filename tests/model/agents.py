@@ -145,12 +145,19 @@ class Producer:
         ask(Publication(message))
 
 
+class Queues(dict[str, Any]):
+    """Those that the app knows: none has to be made."""
+
+    create_missing = False
+
+
 class App:
     """As much of a Celery app as single flight asks for."""
 
     conf = SimpleNamespace(
         task_always_eager=False, task_track_started=False, accept_content=["json"], task_publish_retry_policy={}
     )
+    amqp = SimpleNamespace(queues=Queues())
     timezone = UTC
     producer_pool = SimpleNamespace(acquire=lambda **_: nullcontext(Producer()))
 
