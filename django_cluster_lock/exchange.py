@@ -85,10 +85,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
         if course.layout_is_old:
             yield from course.learn(outcome.now)
         if course.pause:
-            left = call.deadline - course.time_after(outcome)
-            if left <= 0:  # the layout took that long: another attempt would make its caller wait twice
-                raise course.unavailable()
-            yield Pause(min(course.pause, max(left, 0.001)))
+            yield Pause(course.rest_before_next(outcome))
         course.find_node()
         outcome = None
 
@@ -174,7 +171,7 @@ class Course:
             LockUnavailable: every node refuses to let us in.
         """
         if self.routes.refused:
-            raise self.unavailable(self.routes.refused)
+            raise self._unavailable(self.routes.refused)
         self.node, self._next = self._next or self.routes.primary(self.call.keys.slot), None
 
     def unheard(self, failure: NoAnswer) -> None:
@@ -206,27 +203,33 @@ class Course:
         elif code in TRANSIENT:
             self._later(str(refusal), now)
         else:
-            raise self.unavailable(str(refusal))
+            raise self._unavailable(str(refusal))
 
     def _at_once(self, node: Node | None) -> None:
         self._next, self.pause = node, 0.0
         self.blocking = self.asking = self.layout_is_old = False
 
-    def time_after(self, outcome: Answer | NoAnswer) -> float:
-        """When the last thing was heard: the outcome, or the layout."""
-        return max(outcome.now, self.routes.learned_at)
+    def rest_before_next(self, outcome: Answer | NoAnswer) -> float:
+        """How long to pause before the next attempt.
+
+        Raises:
+            LockUnavailable: learning the layout has taken until the deadline.
+        """
+        left = self.call.deadline - max(outcome.now, self.routes.learned_at)
+        if left <= 0:
+            raise self._unavailable(self._reason)
+        return min(self.pause, max(left, 0.001))
 
     def _later(self, reason: str, now: float) -> None:
         self._reason = reason
         if (self.call.once and self.unanswered) or now >= self.call.deadline:
-            raise self.unavailable()
+            raise self._unavailable(reason)
         self._at_once(None)
         self.pause, self.layout_is_old = self._backoff, True
         self._backoff = min(self._backoff * 2, LONGEST_PAUSE)
 
-    def unavailable(self, reason: str = "") -> LockUnavailable:
-        """The end of the call, for that reason or for what came of its last attempt."""
-        error = LockUnavailable(self.call.keys.name, reason or self._reason)
+    def _unavailable(self, reason: str) -> LockUnavailable:
+        error = LockUnavailable(self.call.keys.name, reason)
         error.unanswered = self.unanswered
         return error
 

@@ -3,7 +3,7 @@
 import base64
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -144,9 +144,8 @@ class Message:
         headers.setdefault("eta", None)
         if delay:
             headers["eta"] = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)).isoformat()
-        queues: Any = app.amqp.queues
-        known = [name for name in self.properties.get("declare", ()) if name in queues or queues.create_missing]
-        properties = _kept_for(delay_of(app, headers), self.properties) | {"declare": [queues[name] for name in known]}
+        properties = _kept_for(delay_of(app, headers), self.properties)
+        properties = properties | {"declare": _queues(app, properties.get("declare", ()))}
         body: Any = self.body
         if self.content_encoding == "utf-8":
             body = self.body.decode()
@@ -161,6 +160,12 @@ class Message:
                 retry_policy=app.conf.task_publish_retry_policy,
                 **properties,
             )
+
+
+def _queues(app: Celery, names: Sequence[str]) -> list[Any]:
+    """Those of them that the app knows, or may make."""
+    queues: Any = app.amqp.queues
+    return [queues[name] for name in names if name in queues or queues.create_missing]
 
 
 def _kept_for(seconds: float, properties: dict[str, Any]) -> dict[str, Any]:
