@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from billiard import current_process
 from celery import Task
-from kombu.asynchronous import get_event_loop
+from celery.signals import worker_ready
+from kombu.asynchronous import Hub
 
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.flights.ground import Ground
@@ -44,19 +44,30 @@ class Watch(NamedTuple):
 
 _due: dict[Hashable, deque[Due]] = {}  # by shard
 _watched: dict[int, Watch] = {}  # by the child's process id
+_loop: Hub | None = None
+
+
+def work_in(loop: Hub | None) -> None:
+    """Does the work in the event loop of a worker's parent process."""
+    global _loop  # noqa: PLW0603 - there is one in a process; kombu's own is forgotten when the broker is lost
+    _loop = loop
+    if loop is not None:
+        loop.on_close.add(_watch_again)  # type: ignore[union-attr]  # its stub has a list
+
+
+@worker_ready.connect(weak=False)
+def _on_worker_ready(sender: Any, **_: Any) -> None:
+    work_in(sender.hub)
 
 
 def watch(pid: int, died: Callable[[], None]) -> None:
     """Calls back when a child is dead; of each child, the latest to have asked."""
-    hub = get_event_loop()
-    if pid == os.getpid() or hub is None or not hasattr(os, "pidfd_open"):
+    if pid == os.getpid() or _loop is None or not hasattr(os, "pidfd_open"):
         return  # no child; or Celery's pool has to notice it
-    known = _watched.pop(pid, None)
-    if known and known.descriptor in hub.readers:
+    known = _watched.get(pid)
+    if known:
         _watched[pid] = known._replace(died=died)
         return
-    if known:  # a lost connection to the broker took its reader off, and this may be another process of that id
-        os.close(known.descriptor)
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -65,13 +76,25 @@ def watch(pid: int, died: Callable[[], None]) -> None:
     except OSError:  # not allowed here, or too many files are open
         return
     _watched[pid] = Watch(descriptor, died)
+    _loop.add_reader(descriptor, _dead, pid)
 
-    def dead() -> None:
-        hub.remove(descriptor)
-        os.close(descriptor)
-        _watched.pop(pid).died()
 
-    hub.add_reader(descriptor, dead)
+def _watch_again(loop: Hub) -> None:
+    """After a loss of the broker, for which Celery takes every reader off its loop."""
+
+    def go_on() -> None:
+        for pid, known in _watched.items():
+            loop.add_reader(known.descriptor, _dead, pid)
+
+    loop.call_later(0, go_on)
+
+
+def _dead(pid: int) -> None:
+    known = _watched.pop(pid)
+    if _loop is not None:
+        _loop.remove(known.descriptor)
+    os.close(known.descriptor)
+    known.died()
 
 
 def end(task: "Task[..., Any]", ground: Ground, landing: Landing) -> None:
@@ -109,24 +132,19 @@ def _work(waiting: deque[Due], pause: float) -> None:
 
 
 def _later(seconds: float, call: Callable[[], None]) -> None:
-    hub = get_event_loop()
-    if hub is not None and _hub_is_ours():
-        hub.call_later(seconds, call)
+    if _loop is not None:
+        _loop.call_later(seconds, call)
         return
     timer = threading.Timer(seconds, call)
     timer.daemon = True
     timer.start()
 
 
-def _hub_is_ours() -> bool:
-    """Whether this is the process whose event loop it is, not a child that has a copy of it."""
-    return current_process().name == "MainProcess"
-
-
 def _start_anew() -> None:
     """Forgets what a fork copied."""
     _due.clear()
     _watched.clear()
+    work_in(None)
 
 
 os.register_at_fork(after_in_child=_start_anew)
