@@ -23,7 +23,6 @@ class Wire:
         self._connection = options.connection(node, timeout)
         self._connection.connect()
         self.socket: Any = self._connection._sock  # noqa: SLF001 - it has no public name
-        self._pending = getattr(self.socket, "pending", int)  # TLS may hold decrypted bytes back
         self._timeout: float | None = None
         self._inbox = Inbox()
         self.take = self._inbox.take
@@ -37,8 +36,6 @@ class Wire:
 
     def feed(self) -> None:
         self._inbox.feed(self.socket.recv(CHUNK))
-        while self._pending():
-            self._inbox.feed(self.socket.recv(CHUNK))
 
     def is_quiet(self) -> bool:
         """Whether the server neither closed the connection nor said something unasked."""

@@ -8,7 +8,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, InvalidRes
 
 from django_cluster_lock.actions import BRIEFLY, Answer, Command, NoAnswer, Refusal, Send
 
-CHUNK = 65536
+CHUNK = 65536  # more than a record of TLS holds: of one read in part, a selector does not see the rest
 IDLE_CHECK = 1.0  # seconds of idleness after which a pooled connection is looked at before it is used
 FAILURES = (OSError, RedisError)
 _NOTHING = object()

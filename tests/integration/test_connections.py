@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from django_cluster_lock import drivers, protocol
-from django_cluster_lock.actions import Pause
+from django_cluster_lock.actions import Pause, Send, SendAll
 from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.options import connection_options
@@ -250,6 +250,19 @@ def test_tls(connect, tls_port, certificates):
     client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], ssl_ca_certs=str(certificates / "cert.pem"))
     assert len(set(client.cycle(*NAMES))) == len(NAMES)
     assert client.topology.primaries() == [("127.0.0.1", tls_port)]
+
+
+def test_tls_answers_of_many_records(connect, tls_port, certificates):
+    client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], ssl_ca_certs=str(certificates / "cert.pem"))
+    texts = [letter * 300_001 for letter in "abcdef"]
+    requests = [[(b"ECHO", text.encode()) for text in texts[start::3]] for start in range(3)]
+
+    def ask():
+        node, deadline = ("127.0.0.1", tls_port), time.monotonic() + 10
+        return (yield SendAll([Send(node, commands, 0.0, deadline) for commands in requests]))
+
+    (answers,) = client.run([ask()])
+    assert [[value.decode() for value in answer.values] for answer in answers] == [texts[at::3] for at in range(3)]
 
 
 def test_tls_by_options_with_a_certificate_of_the_client(connect, tls_port, certificates):
