@@ -6,7 +6,7 @@ from functools import wraps
 import pytest
 from celery import Celery, Task
 from celery.signals import before_task_publish
-from kombu import Connection, Exchange, Queue
+from kombu import Connection
 from kombu.exceptions import EncodeError
 
 from django_cluster_lock import single_flight
@@ -103,14 +103,14 @@ def test_a_connection_that_a_call_has_failed_on_is_closed(flights):
 
 def test_celery_tells_of_a_duplicate_by_the_producer_of_its_caller(make_task, flights):
     """A group has one for all its members: who took another one beside it could wait for other groups for ever."""
-    broker = {"broker_url": f"memory://{flights.key}", "broker_transport_options": {}}
-    task = make_task("wait", conf=broker | {"task_send_sent_event": True})
+    task = make_task("wait", conf={"task_send_sent_event": True})
     call(task, flights.key)
     with task.app.connection_for_write() as connection:
-        events = Queue("events", Exchange("celeryev", type="topic"), routing_key="#")(connection.default_channel)
-        events.declare()
-        call(task, flights.key, producer=task.app.amqp.Producer(connection))
-        assert events.get().payload["type"] == "task-sent"
+        producer, published = task.app.amqp.Producer(connection), []
+        publish = producer.publish
+        producer.publish = lambda body, **options: (published.append(body), publish(body, **options))
+        call(task, flights.key, producer=producer)
+    assert [body["type"] for body in published] == ["task-sent"]
     assert flights.parked(task) == 1
 
 
