@@ -9,9 +9,9 @@ import hashlib
 import itertools
 import re
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from django_cluster_lock.values import canonical
@@ -20,12 +20,10 @@ SLOTS = 16384
 LONGEST_IN_KEY = 200  # bytes; a longer name stands in its keys as a digest
 FLIGHT = "flight:"  # what the names of single flight's locks begin with
 _FORMATTER = string.Formatter()
-_BRACES = re.compile(r"[%{}]")
 _FORGOTTEN_FSTRING = re.compile(r"\{[^\W\d][\w.]*\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(NamedTuple):
     """Where one lock lives: its keys (bytes), its entry in the index of its slot, and that slot.
 
     ``guard`` is the key that has the fence of the last guarded write.
@@ -33,15 +31,14 @@ class Keys:
 
     name: str
     record: bytes
-    index: bytes
+    index: bytes  # type: ignore[assignment]  # a tuple's method of that name is of no use here
     wake: bytes
     member: bytes
     slot: int
     guard: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxKeys:
+class OutboxKeys(NamedTuple):
     """Where the messages are that are parked behind a flight, and what is known of runs that have ended.
 
     ``ended`` is the start of the keys of ended messages.
@@ -126,7 +123,7 @@ def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
         TypeError: the tag is no string.
         ValueError: the tag has a brace; it or the name is empty or cannot be encoded.
     """
-    whole = _encoded("lock name", _BRACES.sub(_percent, name))
+    whole = _encoded("lock name", name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D"))
     # No name is written with %h in it, so that none can be taken for the digest of another.
     short = whole if len(whole) <= LONGEST_IN_KEY else b"%h" + hashlib.sha256(whole).hexdigest().encode()
     start = f"{check_prefix(prefix)}:".encode()
@@ -168,8 +165,15 @@ def is_flight(name: str) -> bool:
     return name.startswith(FLIGHT)
 
 
+class _Template(NamedTuple):
+    """The texts and fields of a template, and what the characters are written as that no value may have."""
+
+    parts: tuple[tuple[str, str | None], ...]
+    escapes: Mapping[int, str]
+
+
 @lru_cache(maxsize=1024)
-def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
+def _parse(template: str) -> _Template:
     try:
         parts = [(text, field, spec, conversion) for text, field, spec, conversion in _FORMATTER.parse(template)]
     except ValueError as error:
@@ -188,7 +192,8 @@ def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
                 f"template {template!r}: put a separator such as ':' before {{{field}}}, "
                 "or different values could give the same name"
             )
-    return tuple((text, field) for text, field, _, _ in parts)
+    reserved = {"%", ":", "{", "}"}.union(*(_separators(text) for text, *_ in parts))
+    return _Template(tuple((text, field) for text, field, _, _ in parts), _percented(reserved))
 
 
 def _separators(text: str) -> set[str]:
@@ -202,7 +207,7 @@ def fields_of(template: str) -> tuple[str, ...]:
     Raises:
         ValueError: the template cannot give distinct values distinct names.
     """
-    return tuple(field for _, field in _parse(template) if field is not None)
+    return tuple(field for _, field in _parse(template).parts if field is not None)
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
@@ -215,13 +220,12 @@ def fill(template: str, values: Mapping[str, object]) -> str:
         TypeError: a value is missing, or has no canonical form.
         ValueError: the template cannot give distinct values distinct names, or gives an empty one.
     """
-    parts = _parse(template)
-    reserved = {"%", ":", "{", "}"}.union(*(_separators(text) for text, _ in parts))
+    parts, escapes = _parse(template)
     name = []
     for text, field in parts:
         name.append(text)
         if field is not None:
-            name.append("".join(_percent_char(c) if c in reserved else c for c in _written(template, field, values)))
+            name.append(_written(template, field, values).translate(escapes))
     filled = "".join(name)
     if not filled:
         raise ValueError(f"template {template!r} gives an empty name for {dict(values)!r}")
@@ -259,9 +263,6 @@ def _has_brace(value: str) -> bool:
     return "{" in value or "}" in value
 
 
-def _percent(match: re.Match[str]) -> str:
-    return _percent_char(match.group())
-
-
-def _percent_char(char: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in char.encode())
+def _percented(chars: Iterable[str]) -> dict[int, str]:
+    """The table by which `str.translate` percent-encodes these characters."""
+    return {ord(char): "".join(f"%{byte:02X}" for byte in char.encode()) for char in chars}

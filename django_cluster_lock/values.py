@@ -11,6 +11,9 @@ import uuid
 from collections.abc import Mapping, Sequence, Set
 
 LONGEST_DECIMAL = 100  # digits before or after the point; beyond that, it is written with an exponent
+# How the characters are written that mean something: of a string, and of one in a container.
+_ALONE = str.maketrans({"%": "%25"})
+_WITHIN = str.maketrans({char: f"%{ord(char):02X}" for char in "%(),="})
 
 
 def canonical(value: object) -> str:
@@ -19,15 +22,15 @@ def canonical(value: object) -> str:
     Raises:
         TypeError: it has none, since its repr may differ between processes.
     """
-    return _written(value, reserved="%")
+    return _written(value, _ALONE)
 
 
-def _written(value: object, reserved: str) -> str:
-    """The text of a value, in which strings have the reserved characters percent-encoded."""
+def _written(value: object, escapes: Mapping[int, str]) -> str:
+    """The text of a value, in which the characters of strings are escaped."""
     if isinstance(value, str):
-        return "".join(f"%{ord(char):02X}" if char in reserved else char for char in value)
+        return value.translate(escapes)
     if isinstance(value, enum.Enum):
-        return _written(value.value, reserved)
+        return _written(value.value, escapes)
     if value is None or isinstance(value, bool):
         return f"%{value}"
     if isinstance(value, int):
@@ -48,7 +51,7 @@ def _written(value: object, reserved: str) -> str:
         return f"%b{value.hex()}"
     if not isinstance(value, type):
         if hasattr(value, "_meta") and hasattr(value, "pk"):
-            return _written(_primary_key(value), reserved)
+            return _written(_primary_key(value), escapes)
         if dataclasses.is_dataclass(value):
             return _container({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     return _container(value)
@@ -85,4 +88,4 @@ def _container(value: object) -> str:
 
 
 def _item(value: object) -> str:
-    return _written(value, reserved="%(),=") or "%"  # so that no item and an empty one are not the same
+    return _written(value, _WITHIN) or "%"  # so that no item and an empty one are not the same

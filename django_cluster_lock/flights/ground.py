@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from celery import Celery
@@ -39,8 +38,7 @@ class Claim(NamedTuple):
     place: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
+class Ground(NamedTuple):
     """The key of a flight, by its lock's alias and name, and what duplicates of it get; times in seconds.
 
     Args:

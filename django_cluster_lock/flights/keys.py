@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from types import FunctionType
 from typing import Any, NamedTuple, get_args
 
 from celery import Task
@@ -29,10 +30,9 @@ def name_of(
         key = canonical(policy.key(*positional, **named))
     else:
         form = _form(task.run)
-        bound = form.signature.bind(*positional, **named)
-        bound.apply_defaults()
-        template = template_of(list(form.signature.parameters)) if policy.template is None else policy.template
-        key = names.fill(template, _values(form, bound.arguments)) if template else ""
+        arguments = form.bind(*positional, **named)
+        template = form.of_all if policy.template is None else policy.template
+        key = names.fill(template, _values(form, arguments)) if template else ""
     name = f"{names.FLIGHT}{task.name.replace('%', '%25').replace(':', '%3A')}:{key}"
     if len(name) > LONGEST_READABLE:
         name = f"{names.FLIGHT}%h{hashlib.sha256(name.encode()).hexdigest()}"
@@ -43,11 +43,14 @@ class _Form(NamedTuple):
     """The parameters of a task, without the ``self`` of a bound one.
 
     Args:
+        bind: gives the arguments of a call by their names.
+        of_all: the template in which every argument counts.
         rest: the name of the one that takes further arguments by name; empty if none does.
         kinds: the annotations of the others, as types where these can be had.
     """
 
-    signature: inspect.Signature
+    bind: Callable[..., dict[str, Any]]
+    of_all: str
     kinds: Mapping[str, Any]
     rest: str
 
@@ -60,7 +63,24 @@ def _form(run: Callable[..., Any]) -> _Form:
         signature = inspect.signature(run)
     parameters = signature.parameters.values()
     rest = next((each.name for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD), "")
-    return _Form(signature, {each.name: each.annotation for each in parameters if each.name != rest}, rest)
+    kinds = {each.name: each.annotation for each in parameters if each.name != rest}
+    bind = _binder(getattr(run, "__name__", "run"), signature)
+    return _Form(bind, template_of(list(signature.parameters)), kinds, rest)
+
+
+def _binder(name: str, signature: inspect.Signature) -> Callable[..., dict[str, Any]]:
+    """A function of that signature that returns its arguments by name; binding by it costs no more than a call."""
+    given, empty = signature.parameters.values(), inspect.Parameter.empty
+    bare = [each.replace(annotation=empty, default=empty if each.default is empty else None) for each in given]
+    arguments = ", ".join(f"{each.name!r}: {each.name}" for each in given)
+    made: dict[str, Any] = {}
+    exec(f"def bind{inspect.Signature(bare)}: return {{{arguments}}}", made)  # noqa: S102 - as `dataclasses` does
+    bind: FunctionType = made["bind"]
+    bind.__qualname__ = name  # what its errors say
+    optional = [each for each in given if each.default is not empty]
+    bind.__defaults__ = tuple(each.default for each in optional if each.kind is not each.KEYWORD_ONLY)
+    bind.__kwdefaults__ = {each.name: each.default for each in optional if each.kind is each.KEYWORD_ONLY}
+    return bind
 
 
 def _values(form: _Form, arguments: Mapping[str, Any]) -> dict[str, object]:

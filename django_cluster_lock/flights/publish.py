@@ -63,7 +63,7 @@ class _Call:
         self.task, self.policy, self.send = task, policy, send
         self.ground = Ground.of(task.app, policy, name)
         self.delay = delay_of(task.app, options)
-        self.awaited = any(options.get(option) for option in _AWAITED)
+        self.awaited = any(map(options.get, _AWAITED))
         self.parks = policy.on_duplicate in ("rerun", "wait")
         self.options = options | {"task_id": options.get("task_id") or uuid()}
 
@@ -82,7 +82,7 @@ class _Call:
         return (
             _is_celerys(self.send, Task.apply_async)
             and _is_celerys(self.task.app.send_task, Celery.send_task)
-            and not self.options.keys() & _CHANNELS
+            and _CHANNELS.isdisjoint(self.options)
         )
 
     def make(self) -> "AsyncResult[Any]":

@@ -2,6 +2,8 @@
 
 import datetime
 import decimal
+import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 from celery import Celery
 
 from django_cluster_lock import single_flight
-from django_cluster_lock.flights.keys import name_of
+from django_cluster_lock.flights.keys import _binder, name_of
 from django_cluster_lock.flights.policy import POLICY
 
 pydantic = pytest.importorskip("pydantic")
@@ -94,6 +96,28 @@ def test_a_long_name_stands_as_a_digest():
     long = name(some, "x" * 1000)
     assert len(long) < 100
     assert long != name(some, "x" * 1001)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        dict,
+        lambda a, b=[], /, c={}, *rest, d=0, e, **more: locals(),
+        lambda self, bind=None, *, c="x": locals(),
+        lambda *args, **kwargs: locals(),
+    ],
+)
+def test_arguments_are_bound_as_in_a_call(function):
+    bind = _binder("task", inspect.signature(function))
+    named = ("", "a", "c", "e", "de", "cex", ("bind",), ("self", "c"))
+    for args, kwargs in itertools.product([(1,) * count for count in range(5)], [dict.fromkeys(n, 2) for n in named]):
+        try:
+            arguments = function(*args, **kwargs)
+        except TypeError:
+            with pytest.raises(TypeError, match=r"^task\(\)"):
+                bind(*args, **kwargs)
+        else:
+            assert bind(*args, **kwargs) == arguments
 
 
 def test_a_value_without_canonical_form_is_refused_by_name():
