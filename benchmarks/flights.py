@@ -1,6 +1,6 @@
 """What a call of a Celery task costs its caller, on a Redis broker: plain, the first of its key, and a duplicate."""
 
-import itertools
+import random
 import statistics
 import time
 
@@ -12,7 +12,7 @@ from django.conf import settings
 
 from django_cluster_lock import single_flight
 
-CALLS = 50  # of each kind before the next has its turn
+WARM_UP = 100  # rounds
 ALIAS = "acknowledged"  # of CLUSTER_LOCKS: its leases count once every replica has them; "default" waits for none
 
 
@@ -40,23 +40,22 @@ def contestants(broker):
 
 
 def measure(cluster, broker, rounds):
-    """Seconds of a call by label, for first calls and for duplicates: medians of single calls in interleaved rounds."""
+    """Seconds of a call by label, for first calls and for duplicates: medians of calls taking turns at random."""
     locks = {"LOCATION": list(cluster.urls), "KEY_PREFIX": "bench-flights"}
     aliases = {"default": {**locks, "REPLICAS": 0}, ALIAS: {**locks, "KEY_PREFIX": "bench-flights-2"}}
     settings.CLUSTER_LOCKS = aliases
     app, tasks = contestants(broker.urls[0])
-    numbers = itertools.count()
-    first = {label: [] for label in tasks}
-    duplicate = {label: [] for label in tasks}
+    turns = random.Random(0)
+    first, duplicate = ({label: [] for label in tasks} for _ in range(2))
     with redis.Redis.from_url(broker.urls[0]) as client:
-        for number in range(rounds + 1):  # the first warms up
-            for times, keys in ((first, [next(numbers) for _ in range(CALLS)]), (duplicate, [0] * CALLS)):
-                for label, task in tasks.items():
-                    if times is duplicate:
-                        task.delay(0)
-                    seconds = [_timed(task, key) for key in keys]
-                    if number:
-                        times[label] += seconds
+        for task in tasks.values():
+            task.delay(0)
+        for number in range(-WARM_UP, rounds):
+            for times, key in (first, number + WARM_UP + 1), (duplicate, 0):
+                for label in turns.sample(list(tasks), len(tasks)):  # what a call costs depends on the one before it
+                    seconds = _timed(tasks[label], key)
+                    if number >= 0:
+                        times[label].append(seconds)
             client.delete("celery")  # nobody consumes them
     app.close()
     return [{label: statistics.median(values) for label, values in times.items()} for times in (first, duplicate)]

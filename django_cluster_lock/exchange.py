@@ -69,10 +69,11 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
             except NoAnswer as failure:
                 outcome = failure
         if isinstance(outcome, Answer):
-            outcome = course.counted(outcome)
+            if course.counts:
+                outcome = course.counted(outcome)
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
-                if course.too_few_asked():
+                if course.counts and course.too_few_asked():
                     outcome = None
                     continue
                 if rest := course.rest_after(outcome, value):
@@ -134,13 +135,12 @@ class Course:
 
     def counted(self, answer: Answer) -> Answer:
         """The answer without the count of replicas, which is taken over."""
-        if self.counts and self.node:
-            return census_taken(answer, self.routes, self.node)
-        return answer
+        assert self.node is not None
+        return census_taken(answer, self.routes, self.node)
 
     def too_few_asked(self) -> bool:
         """Whether the node turned out to have more replicas than were waited for: then it is to be done again."""
-        if self.node is None or needed_by(self.call, self.routes, self.node) <= self.needed or not self.counts:
+        if self.node is None or needed_by(self.call, self.routes, self.node) <= self.needed:
             return False
         self._at_once(self.node)
         return True

@@ -1,8 +1,8 @@
 """What a handle holds, and what it does as flows of the protocol: written once for both faces of the lock."""
 
+import binascii
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -332,11 +332,12 @@ def innermost() -> Holding | None:
 
 
 SEPARATOR = b"."
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def new_token() -> bytes:
     """A token that no other lease has: 16 characters of 96 random bits."""
-    return secrets.token_urlsafe(12).encode()
+    return binascii.b2a_base64(os.urandom(12), newline=False).translate(_URL_SAFE)
 
 
 def _order(keys: Keys) -> tuple[int, str]:

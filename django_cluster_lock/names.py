@@ -85,6 +85,12 @@ def outboxes_key(prefix: str, slot: int) -> bytes:
     return f"{prefix}:outboxes:{{{slot_tags()[slot]}}}".encode()
 
 
+@lru_cache
+def _start(prefix: str) -> bytes:
+    """What the keys of an alias begin with."""
+    return f"{check_prefix(prefix)}:".encode()
+
+
 def check_prefix(prefix: str) -> str:
     """The prefix, or a ValueError when a brace in it would move every lock into one slot."""
     if _has_brace(prefix):
@@ -126,15 +132,22 @@ def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
     whole = _encoded("lock name", name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D"))
     # No name is written with %h in it, so that none can be taken for the digest of another.
     short = whole if len(whole) <= LONGEST_IN_KEY else b"%h" + hashlib.sha256(whole).hexdigest().encode()
-    start = f"{check_prefix(prefix)}:".encode()
+    start = _start(prefix)
     if tag is None:
         place, member = b"{" + short + b"}", whole
     else:
         braced = b"{" + _checked_tag(tag, name) + b"}"
         place, member = braced + b":" + short, braced + b":" + whole
     slot = slot_of(place)
-    record, wake, guard = (start + kind + b":" + place for kind in (b"lock", b"wake", b"fence"))
-    return Keys(name, record, index_key(prefix, slot), wake + b":", member, slot, guard)
+    return Keys(
+        name,
+        record=start + b"lock:" + place,
+        index=index_key(prefix, slot),
+        wake=start + b"wake:" + place + b":",
+        member=member,
+        slot=slot,
+        guard=start + b"fence:" + place,
+    )
 
 
 def name_and_tag(member: bytes) -> tuple[str, str | None]:
@@ -149,7 +162,7 @@ def name_and_tag(member: bytes) -> tuple[str, str | None]:
 @lru_cache(maxsize=4096)
 def outbox_keys(prefix: str, keys: Keys) -> OutboxKeys:
     """The further keys of a flight's lock."""
-    start = f"{prefix}:".encode()
+    start = _start(prefix)
     place = keys.record.removeprefix(start + b"lock:")
     return OutboxKeys(
         order=start + b"order:" + place,

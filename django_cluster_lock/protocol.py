@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from django_cluster_lock import scripts
@@ -119,6 +120,7 @@ Replies: TypeAlias = list[Reply | LockError]
 Flow: TypeAlias = Generator[Step, Any, T]
 
 
+@lru_cache
 def milliseconds(seconds: float) -> bytes:
     return b"%d" % math.ceil(seconds * 1000)
 

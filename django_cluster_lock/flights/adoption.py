@@ -22,6 +22,7 @@ from django_cluster_lock.flights.run import run
 
 MARK = "__single_flight__"  # on functions
 OUTERMOST = "_single_flight_"  # on a class, before the name of what was replaced: the class itself
+_NAMED = ("args", "kwargs", "task_id", "producer", "link", "link_error", "shadow")  # what Celery takes in this order
 marked: WeakSet[Any] = WeakSet()  # the functions that are
 adopted: WeakSet[Any] = WeakSet()  # those of which there are tasks
 
@@ -93,9 +94,8 @@ def _publishing(cls: type, own: Callable[..., Any] | None) -> Callable[..., Any]
         **options: Any,
     ) -> Any:
         send = partial(own, self) if own else super(cls, self).apply_async  # type: ignore[arg-type]
-        given = {"args": args, "kwargs": kwargs, "task_id": task_id, "producer": producer}
-        given |= {"link": link, "link_error": link_error, "shadow": shadow}
-        options |= {option: value for option, value in given.items() if value is not None}
+        given = zip(_NAMED, (args, kwargs, task_id, producer, link, link_error, shadow), strict=True)
+        options |= {option: value for option, value in given if value is not None}
         policy = _acting(cls, "apply_async", self)
         return publish(self, policy, send, options) if policy else send(**options)
 

@@ -31,7 +31,9 @@ def name_of(
     else:
         form = _form(task.run)
         arguments = form.bind(*positional, **named)
-        template = form.of_all if policy.template is None else policy.template
+        template = policy.template
+        if template is None:
+            template = form.of_all
         key = names.fill(template, _values(form, arguments)) if template else ""
     name = f"{names.FLIGHT}{task.name.replace('%', '%25').replace(':', '%3A')}:{key}"
     if len(name) > LONGEST_READABLE:

@@ -70,8 +70,11 @@ class Ticket(NamedTuple):
         return cls(**{field: told[field] for field in cls._fields if field in told})
 
     def headers(self) -> dict[str, Any]:
-        told = zip(self._fields, self, self.__class__(), strict=True)
+        told = zip(self._fields, self, _UNTOLD, strict=True)
         return {HEADER: {field: value for field, value, default in told if value != default}}
+
+
+_UNTOLD = Ticket()
 
 
 @dataclass(frozen=True, slots=True)

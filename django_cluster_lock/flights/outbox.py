@@ -82,7 +82,7 @@ def claim(
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
-    args += _flag(replaces), _flag(replaceable)
+    args += b"%d" % replaces, b"%d" % replaceable
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
     parks = entry if message and not replaceable else ""  # else other callers may count on it as well
@@ -113,7 +113,7 @@ def start(
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
     args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
-    further = flight_of.encode(), _flag(copy), b"%d" % place, claim_terms.ttl
+    further = flight_of.encode(), b"%d" % copy, b"%d" % place, claim_terms.ttl
     call = _call(outbox, scripts.START, (*args, *further), now + terms.patience, entry)
     call.replicas = terms.replicas
     # What it may have parked stays: its message comes again under the same entry, and may be parked anew before this.
@@ -141,7 +141,7 @@ def land(
     """
     token, terms = claim
     place = outbox.lock.member, outbox.lock.wake, outbox.mode
-    flags = _flag(landing.by_claim), _flag(landing.ended)
+    flags = b"%d" % landing.by_claim, b"%d" % landing.ended
     run = landing.entry.encode(), token, *flags, outcome, landing.kept.encode()
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
     call = _call(outbox, scripts.LAND, args, deadline, landing.entry, landing.kept or landing.entry)
@@ -195,7 +195,7 @@ def parked_of(reply: Reply) -> list[Parked]:
 
 
 def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: float, *entries: str) -> Call:
-    ended = (outbox.keys.ended + entry.encode() for entry in entries)
+    ended = [outbox.keys.ended + entry.encode() for entry in entries]
     return Call(
         outbox.lock,
         script,
@@ -230,7 +230,3 @@ def _claim_token(entry: str, token: bytes) -> bytes:
 
 def _places(published: Sequence[Parked]) -> tuple[bytes, ...]:
     return tuple(chain.from_iterable((parked.entry, parked.sequence) for parked in published))
-
-
-def _flag(value: bool) -> bytes:
-    return b"1" if value else b"0"

@@ -13,7 +13,7 @@ from django_cluster_lock.flights import duplicates, recovery
 from django_cluster_lock.flights.flight import Flight
 from django_cluster_lock.flights.ground import Claim, Ground
 from django_cluster_lock.flights.keys import name_of
-from django_cluster_lock.flights.messages import HEADER, Message, Ticket, delay_of
+from django_cluster_lock.flights.messages import Message, Ticket, delay_of
 from django_cluster_lock.flights.outbox import Landing, entry_of
 from django_cluster_lock.flights.policy import Policy
 from django_cluster_lock.flights.producers import Duplicate, Gate, Recorder
@@ -65,7 +65,8 @@ class _Call:
         self.delay = delay_of(task.app, options)
         self.awaited = any(map(options.get, _AWAITED))
         self.parks = policy.on_duplicate in ("rerun", "wait")
-        self.options = options | {"task_id": options.get("task_id") or uuid()}
+        self.options = options
+        options["task_id"] = options.get("task_id") or uuid()
 
     @property
     def id(self) -> str:
@@ -182,7 +183,9 @@ class _Call:
     ) -> "AsyncResult[Any]":
         options = _with(self.options, Ticket(self.ground.name, flight_of=flight_of, place=place))
         if producer:
-            options = {key: value for key, value in options.items() if key not in _CHANNELS} | {"producer": producer}
+            for channel in _CHANNELS:
+                options.pop(channel, None)
+            options["producer"] = producer
         return self._result(self.send(**options))
 
     def _result(self, result: "AsyncResult[Any]") -> "AsyncResult[Any]":
@@ -211,6 +214,5 @@ def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Flig
 
 
 def _with(options: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
-    """The options with this ticket; a retry's headers still hold that of the attempt before."""
-    headers = {key: value for key, value in (options.get("headers") or {}).items() if key != HEADER}
-    return options | {"headers": headers | ticket.headers()}
+    """The options with this ticket, in place of that of the attempt before, which a retry's headers still hold."""
+    return options | {"headers": (options.get("headers") or {}) | ticket.headers()}

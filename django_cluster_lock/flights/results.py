@@ -4,7 +4,7 @@ import base64
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 from celery import Task, states
 from celery.backends.base import DisabledBackend
@@ -34,10 +34,11 @@ class FlightResult(AsyncResult):  # type: ignore[type-arg]
             leave: frees the key, if that is still queued.
         """
         own: Any = result
-        if not isinstance(result, cls):
+        if not isinstance(own, cls):
             own.__class__ = _also_of_flights(own.__class__)
-        vars(own).update(_leave=leave)
-        return cast("FlightResult", own)
+        flight: FlightResult = own
+        flight._leave = leave
+        return flight
 
     def revoke(self, *args: Any, **options: Any) -> None:
         """Tells the workers to drop the message, as Celery's does, and frees the key, unless the run has begun."""

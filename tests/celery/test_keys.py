@@ -101,9 +101,9 @@ def test_a_long_name_stands_as_a_digest():
 @pytest.mark.parametrize(
     "function",
     [
-        dict,
+        lambda bind=1: locals(),
         lambda a, b=[], /, c={}, *rest, d=0, e, **more: locals(),
-        lambda self, bind=None, *, c="x": locals(),
+        lambda self, *, c="x": locals(),
         lambda *args, **kwargs: locals(),
     ],
 )
