@@ -278,4 +278,4 @@ def _has_brace(value: str) -> bool:
 
 def _percented(chars: Iterable[str]) -> dict[int, str]:
     """The table by which `str.translate` percent-encodes these characters."""
-    return {ord(char): "".join(f"%{byte:02X}" for byte in char.encode()) for char in chars}
+    return {ord(char): "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogatepass")) for char in chars}

@@ -8,7 +8,7 @@ from billiard.exceptions import WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from django_cluster_lock.flights import recovery
+from django_cluster_lock.flights import recovery, watching
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.keys import name_of
 from django_cluster_lock.flights.messages import CONTENT_TYPE, RUN_TOKEN, Ticket
@@ -53,7 +53,7 @@ class Recovers:
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
-        recovery.watch(pid, self.child_died)
+        watching.watch(pid, self.child_died)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         error = getattr(exc_info.exception, "exc", exc_info.exception)

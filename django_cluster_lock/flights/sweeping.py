@@ -7,12 +7,12 @@ import logging
 from typing import Any
 
 from celery import Celery, Task, shared_task
-from celery.signals import worker_ready
 from django.core.exceptions import ImproperlyConfigured
 
 from django_cluster_lock import conf
 from django_cluster_lock.aliases import aliases
 from django_cluster_lock.errors import LockUnavailable
+from django_cluster_lock.flights.connected import when_connected
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.policy import POLICY, Policy
 from django_cluster_lock.inspection.reading import parked
@@ -21,6 +21,7 @@ from django_cluster_lock.signals import flight_recovered
 
 logger = logging.getLogger("django_cluster_lock")
 TASK = "django_cluster_lock.sweep_flights"
+_scheduled: list[Any] = []  # timers of the worker that this process is
 TURN = "django_cluster_lock:sweep of flights"  # the lock that is left to run out: whoever has it, sweeps
 
 
@@ -63,9 +64,12 @@ def sweep_flights(self: "Task[..., Any]", alias: str) -> None:
     sweep(self.app, alias)
 
 
-@worker_ready.connect(weak=False)
-def _schedule(sender: Any, **_: Any) -> None:
-    policies = (getattr(task, POLICY, None) for task in sender.app.tasks.values())
+@when_connected
+def _schedule(consumer: Any) -> None:
+    while _scheduled:
+        _scheduled.pop().cancel()
+    app = consumer.app
+    policies = (getattr(task, POLICY, None) for task in app.tasks.values())
     for alias in sorted({policy.alias for policy in policies if policy}):
         try:
             interval = conf.load(alias).sweep_interval
@@ -73,8 +77,8 @@ def _schedule(sender: Any, **_: Any) -> None:
             logger.warning("flight.no_sweeps", extra={"alias": alias, "reason": str(error)})
             continue
         if interval is not None:
-            queue = next(iter(sender.app.amqp.queues.consume_from))
-            sender.timer.call_repeatedly(interval, _publish, (sender.app, alias, queue, interval))
+            queue = next(iter(app.amqp.queues.consume_from))
+            _scheduled.append(consumer.timer.call_repeatedly(interval, _publish, (app, alias, queue, interval)))
 
 
 def _publish(app: Celery, alias: str, queue: str, interval: float) -> None:

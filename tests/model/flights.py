@@ -45,7 +45,7 @@ EVENTS = [
     *("stall", "lose_message", "deliver_late", "deliver_late"),
 ]
 
-some = st.integers(0, 1_000_000)
+some = st.integers(0, 99)  # among larger ones Hypothesis mixes what stands in the modules that are imported by then
 
 
 class FlightMachine(RuleBasedStateMachine):

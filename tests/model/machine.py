@@ -35,7 +35,7 @@ FAULTS = [
 FATES = ["lost", "late", "ran"]
 EVENTS = ["release_by_force", "sweep", "lose_record", "fall_behind", "fall_behind", "catch_up", "fail_over"]
 
-some = st.integers(0, 1_000_000)
+some = st.integers(0, 99)  # among larger ones Hypothesis mixes what stands in the modules that are imported by then
 timeouts = st.sampled_from(TIMEOUTS)
 clocks = st.sampled_from(CLOCKS)
 which_lock = st.sampled_from([0, 0, 0, 1])

@@ -58,7 +58,7 @@ def quiet(monkeypatch):
     """Nobody is told: the receivers of the workers' tests write into their log."""
     monkeypatch.setattr(logging.getLogger("django_cluster_lock"), "disabled", True)
     # What would be tried again after a while in real time is left to the lease.
-    monkeypatch.setattr(recovery, "_later", lambda *_: recovery._due.clear())
+    monkeypatch.setattr(recovery, "_later", lambda *_: recovery._shards.clear())
     for signal in vars(signals).values():
         if isinstance(signal, Signal):
             monkeypatch.setattr(signal, "receivers", [])
