@@ -81,10 +81,18 @@ class _Arrival:
         except LockUnavailable as error:
             logger.warning("flight.not_started", extra={"lock": self.ticket.name, "reason": str(error)})
             if self.policy.on_unavailable == "raise" or self.ticket.outcome:
-                send_back(self.task, self.ticket)
+                self._send_back()
                 raise self._moved_on() from error
             answer = self.call
         return answer()
+
+    def _send_back(self) -> None:
+        try:
+            send_back(self.task, self.ticket)
+        except Exception as error:  # no broker either: what is not acknowledged yet comes again by itself
+            if self.task.acks_late:
+                raise Reject(error, requeue=True) from error
+            raise
 
     def _decide(self) -> Callable[[], Any]:
         """What is to be done, once the key is ours or cannot be.

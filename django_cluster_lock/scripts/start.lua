@@ -77,6 +77,8 @@ if handed then return handed end
 local status = 'busy'
 if message ~= '' then
   park(entry, message, mode, fence, member, place)
+  -- It is not on its way any more: whoever has published it, and says so only now, must not have it dropped.
+  if redis.call('HGET', messages, 'next') == entry then redis.call('HDEL', messages, 'next') end
   if behind then return hand_over(token, mode, fence, newest, claim_ttl, member) end
   status = 'parked'
 end

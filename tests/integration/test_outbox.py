@@ -7,7 +7,7 @@ import pytest
 from django_cluster_lock import names
 from django_cluster_lock.aliases import aliases
 from django_cluster_lock.flights import outbox
-from django_cluster_lock.flights.outbox import Landing, Outbox
+from django_cluster_lock.flights.outbox import Landing, Outbox, Parked
 from django_cluster_lock.holding import new_token
 from django_cluster_lock.protocol import Grant
 from tests.records import Record
@@ -48,6 +48,14 @@ class Key(Record):
         landing, claim = Landing(f"{letter}:0", self.tokens[letter]), (self.tokens[letter], self.terms)
         how = {"outcome": outcome, "deadline": time.monotonic() + 5}
         return self.told(self.run(outbox.land(self.outbox, landing, claim, self.terms.ttl, (), **how)))
+
+    def parked(self):
+        """What is parked, by place."""
+        found = self.client.zrange(self.outbox.keys.order, 0, -1, withscores=True)
+        return [Parked(entry, b"%d" % score, b"") for entry, score in found]
+
+    def confirm(self, parked):
+        self.run(outbox.confirm(self.outbox, parked, deadline=time.monotonic() + 5))
 
     def ran_in_the_future(self):
         """The place of the latest call that has run, by another server's clock."""
@@ -188,3 +196,20 @@ def test_waiting_messages_keep_the_order_of_their_calls(key):
     key.start("b")
     assert key.start("a", first) == ("parked",)
     assert key.land("running") == ("next", "a")
+
+
+@pytest.mark.parametrize("mode", ["join", "rerun"])
+def test_what_was_published_is_dropped_but_not_if_it_is_parked_again_by_then(key, mode):
+    key = key(mode)
+    key.start("a")
+    assert key.start("b") == ("parked",)
+    assert key.land("a", outcome=b"") == ("next", "b")
+    published = key.parked()
+    key.forget()  # the claim that it was handed, as in a failover
+    assert key.start("c") == ("own",)
+    assert key.start("b", int(published[0].sequence), copy=True) == ("parked",)
+    key.confirm(published)
+    assert key.parked() == published
+    assert key.land("c", outcome=b"") == ("next", "b")
+    key.confirm(published)
+    assert not key.parked()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from django_cluster_lock import signals
-from django_cluster_lock.flights import recovery
+from django_cluster_lock.flights import recovery, watching
 from django_cluster_lock.names import keys_of
 from tests.model.agents import NAME
 from tests.model.flight_mutants import FLOW_MUTANTS, SCRIPT_MUTANTS
@@ -30,7 +30,7 @@ ALWAYS_THE_SAME = {
     "stateful_step_count": 60,
 }
 EXAMPLES = int(os.environ.get("CLUSTER_LOCK_TEST_EXAMPLES", "150"))  # more, for a longer run
-UNTIL_BROKEN = settings(max_examples=2000, phases=[Phase.generate], **ALWAYS_THE_SAME)
+UNTIL_BROKEN = settings(max_examples=10_000, phases=[Phase.generate], **ALWAYS_THE_SAME)
 THOROUGH = settings(max_examples=EXAMPLES, phases=[Phase.generate, Phase.shrink], **ALWAYS_THE_SAME)
 
 # What must have happened for the run to say anything; of a longer run, more.
@@ -58,7 +58,7 @@ def quiet(monkeypatch):
     """Nobody is told: the receivers of the workers' tests write into their log."""
     monkeypatch.setattr(logging.getLogger("django_cluster_lock"), "disabled", True)
     # What would be tried again after a while in real time is left to the lease.
-    monkeypatch.setattr(recovery, "_later", lambda *_: recovery._shards.clear())
+    monkeypatch.setattr(watching, "later", lambda *_: recovery._shards.clear())
     for signal in vars(signals).values():
         if isinstance(signal, Signal):
             monkeypatch.setattr(signal, "receivers", [])
