@@ -16,6 +16,7 @@ from django_cluster_lock.names import Keys, OutboxKeys
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
 from django_cluster_lock.scripts import Script
 
+_NOT_CLAIMED = (b"busy", b"parked", b"gone")
 GRACE = b"5000"  # ms for whoever handed the key over to publish the message
 
 
@@ -86,8 +87,7 @@ def claim(
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
     parks = entry if message and not replaceable else ""  # else other callers may count on it as well
-    reply = yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks)
-    return reply
+    return (yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks, _NOT_CLAIMED))
 
 
 def start(
@@ -117,7 +117,7 @@ def start(
     call = _call(outbox, scripts.START, (*args, *further), now + terms.patience, entry)
     call.replicas = terms.replicas
     # What it may have parked stays: its message comes again under the same entry, and may be parked anew before this.
-    reply = yield from _undone_if_it_fails(outbox, call, token, parks="")
+    reply = yield from _undone_if_it_fails(outbox, call, token, "", (b"parked",))  # busy, the token is used once more
     if reply.status == b"own":
         return protocol.granted(outbox.lock, token, terms, reply)
     return reply
@@ -205,13 +205,22 @@ def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: flo
     )
 
 
-def _undone_if_it_fails(outbox: Outbox, call: Call, token: bytes, parks: str) -> Flow[Reply]:
-    """A call that may leave a lease behind, or a message that it parks as that entry."""
+def _undone_if_it_fails(
+    outbox: Outbox, call: Call, token: bytes, parks: str, refused: tuple[bytes, ...]
+) -> Flow[Reply]:
+    """A call that may leave a lease behind, or a message that it parks as that entry.
+
+    Args:
+        refused: the answers after which its token is not used any more; an attempt that comes late finds that out.
+    """
     try:
         reply: Reply = yield call
         if reply.status in (b"own", b"parked", b"next") and reply.acks < reply.needed:
             told = f"{reply.acks} of {reply.needed} replicas acknowledged it"
             raise LockNotReplicated(outbox.lock.name, told)
+        if reply.unanswered and reply.status in refused:
+            with suppress(LockError):
+                yield protocol.give_up(outbox.lock, token, mark=True)
     except GeneratorExit:
         raise
     except BaseException as error:

@@ -2,8 +2,9 @@
 --
 -- KEYS   record, index, order, messages, outboxes, latest, ended...
 -- `order` has the entries ("task id:attempt") by sequence: the place of their call among the key's calls. `messages`
--- has each entry's message, and the fields 'mode' (what duplicates get, as the decorator says), 'next' (the entry that
--- was handed the key last) and 'rerun' (the one whose message later calls replace). `outboxes` tells which locks of the
+-- has each entry's message, under "entry:by" the token of the run that parked it last, and the fields 'mode' (what
+-- duplicates get, as the decorator says), 'next' (the entry that was handed the key last, while its message is on its
+-- way) and 'rerun' (the one whose message later calls replace). `outboxes` tells which locks of the
 -- slot have entries. `latest`, where only the latest counts, is for a while the place of the latest call whose run had
 -- an outcome, and that: "place outcome".
 -- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known.
@@ -57,7 +58,7 @@ local function forget(entry, member, sequence)
   local parked = redis.call('ZSCORE', order, entry)
   if parked and (not sequence or sequence == '' or tonumber(parked) == tonumber(sequence)) then
     redis.call('ZREM', order, entry)
-    redis.call('HDEL', messages, entry)
+    redis.call('HDEL', messages, entry, entry .. ':by')
     if redis.call('ZCARD', order) == 0 then
       redis.call('DEL', messages)
       redis.call('ZREM', outboxes, member)
@@ -65,13 +66,14 @@ local function forget(entry, member, sequence)
   end
 end
 
--- Parks a message at its place, or behind all others if that is 0; one that is parked already stays where it is, but
--- for one that is parked `anew`.
+-- Parks a message at its place, or behind all others if that is 0. Of an entry that is parked already both stay as they
+-- are, since a later call may have replaced its message, but for one that is parked `anew`.
 local function park(entry, message, mode, fence, member, place, anew)
   if anew or not redis.call('ZSCORE', order, entry) then
     redis.call('ZADD', order, text(place == 0 and new_place(fence, mode) or place), entry)
+    redis.call('HSET', messages, entry, message)
   end
-  redis.call('HSET', messages, entry, message, 'mode', mode)
+  redis.call('HSET', messages, 'mode', mode)
   redis.call('PEXPIRE', order, OUTBOX_LIFE)
   redis.call('PEXPIRE', messages, OUTBOX_LIFE)
   redis.call('ZADD', outboxes, 'NX', text(now), member)

@@ -43,6 +43,17 @@ local function comes_behind()
   end
 end
 
+local function answer(status)
+  local whose = held and read('h', 'p', 'r', 'k') or {'', '', '', ''}
+  return {status, held and deadline - now or 0, 0, whose[1], whose[2], whose[3], whose[4]}
+end
+
+-- An attempt that comes late, when another one of the same request has parked the message: nobody waits for its answer.
+local handed_by_us = held and random_of(holder) == token
+if not mine and not handed_by_us and redis.call('HGET', messages, entry .. ':by') == token then
+  return answer('parked')
+end
+
 local claimed = held and is_claim_of(entry, holder, owner)
 if flight ~= '' and not mine and not claimed and not (held and owner == flight) then
   return {'apart'}
@@ -74,13 +85,12 @@ end
 
 local handed = held and handed_before(holder, token)
 if handed then return handed end
-local status = 'busy'
 if message ~= '' then
   park(entry, message, mode, fence, member, place)
   -- It is not on its way any more: whoever has published it, and says so only now, must not have it dropped.
   if redis.call('HGET', messages, 'next') == entry then redis.call('HDEL', messages, 'next') end
+  redis.call('HSET', messages, entry .. ':by', token)
   if behind then return hand_over(token, mode, fence, newest, claim_ttl, member) end
-  status = 'parked'
+  return answer('parked')
 end
-local whose = held and read('h', 'p', 'r', 'k') or {'', '', '', ''}
-return {status, held and deadline - now or 0, 0, whose[1], whose[2], whose[3], whose[4]}
+return answer('busy')

@@ -30,6 +30,12 @@ class Key(Record):
         reply = self.run(outbox.claim(self.outbox, new_token(), terms, f"{letter}:0", now=time.monotonic()))
         return reply.details[0]
 
+    def call(self, letter, message, *, replaces=False):
+        """A call that parks its message, for which that of a later one may be taken."""
+        terms, how = self.alias.terms_of_task(10, letter), {"message": message.encode(), "replaceable": True}
+        how |= {"now": time.monotonic(), "replaces": replaces}
+        return self.told(self.run(outbox.claim(self.outbox, new_token(), terms, f"{letter}:0", **how)))
+
     def an_early_and_a_later_call(self):
         """The places of two calls, "a" before "b", of which only the later one still has its claim."""
         early = self.claim("a")
@@ -52,7 +58,7 @@ class Key(Record):
     def parked(self):
         """What is parked, by place."""
         found = self.client.zrange(self.outbox.keys.order, 0, -1, withscores=True)
-        return [Parked(entry, b"%d" % score, b"") for entry, score in found]
+        return [Parked(entry.encode(), b"%d" % score, b"") for entry, score in found]
 
     def confirm(self, parked):
         self.run(outbox.confirm(self.outbox, parked, deadline=time.monotonic() + 5))
@@ -213,3 +219,24 @@ def test_what_was_published_is_dropped_but_not_if_it_is_parked_again_by_then(key
     assert key.land("c", outcome=b"") == ("next", "b")
     key.confirm(published)
     assert not key.parked()
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_an_attempt_that_comes_late_does_not_take_off_with_what_was_parked(key, copy):
+    key = key("join")
+    key.start("a")
+    assert key.start("b", copy=copy) == ("parked",)
+    key.forget()
+    assert key.start("b", token=key.tokens["b"], copy=copy) == ("parked",)
+    assert [parked.entry for parked in key.parked()] == [b"b:0"]
+    assert key.start("b", copy=True) == ("own",)
+
+
+def test_a_message_that_was_on_its_way_does_not_replace_a_later_call(key):
+    key = key("rerun")
+    key.start("a")
+    assert key.call("b", "early") == ("parked",)
+    (early,) = key.parked()
+    assert key.call("b", "late", replaces=True) == ("parked",)
+    assert key.start("b", int(early.sequence), copy=True) == ("parked",)
+    assert key.land("a", outcome=b"") == ("next", "late")

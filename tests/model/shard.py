@@ -234,7 +234,7 @@ class FlightRecord(Record):
 
     @property
     def stored(self):
-        return {entry: message for entry, message in self.messages.items() if b":" in entry}
+        return {name: value for name, value in self.messages.items() if b":" in name and not name.endswith(b":by")}
 
     @property
     def parked(self):
