@@ -78,7 +78,7 @@ if mine or claimed or not (held or waits or behind) then
     redis.call('HSET', record, 'g', (place > 0 or copy) and text(place) or fence)
   end
   expire(deadline, newest)
-  forget(entry, member)
+  if not mine then forget(entry, member) end  -- else what is parked now is another delivery
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
   return {'own', tonumber(fence)}
 end

@@ -240,3 +240,12 @@ def test_a_message_that_was_on_its_way_does_not_replace_a_later_call(key):
     assert key.call("b", "late", replaces=True) == ("parked",)
     assert key.start("b", int(early.sequence), copy=True) == ("parked",)
     assert key.land("a", outcome=b"") == ("next", "late")
+
+
+def test_an_attempt_that_comes_late_leaves_another_delivery_parked(key):
+    key = key("join")
+    key.start("a")
+    mine = key.tokens["a"]
+    assert key.start("a", copy=True) == ("parked",)
+    assert key.start("a", token=mine) == ("own",)
+    assert [parked.entry for parked in key.parked()] == [b"a:0"]

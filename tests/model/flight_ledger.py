@@ -147,7 +147,9 @@ class FlightLedger:
             require(theirs, "F1", "a run took a key that was not its own", ran)
         if self.mode == "wait" and not mine and (self.calm or not before.held(now)):
             place = self.places.get(_id(entry), math.inf)
-            passed = [e for e, sequence in before.parked.items() if sequence < place and _id(e) != _id(entry)]
+            begun = {run.entry for run in self.runs.values()}  # had their turn, and come again
+            waited = [e for e, sequence in before.parked.items() if sequence < place and e not in begun]
+            passed = [e for e in waited if _id(e) != _id(entry)]
             require(not passed, "F6", "a run overtook those parked before it", entry, passed)
         self.places.setdefault(_id(entry), ran.after.fence)
         self.made.setdefault(ran.after.fence, self.moment)
