@@ -133,7 +133,8 @@ class FlightLedger:
         if ran.status in (b"own", b"parked", b"next"):
             self.needs.append(self.moment)
             if call and call.entry != entry:  # else the request was repeated
-                call.claimed, call.entry = self.moment, entry
+                place = ran.after.parked.get(entry, ran.after.fence)  # by a late attempt of it, maybe
+                call.claimed, call.entry = self.made.get(place, self.moment), entry
 
     def _start(self, ran, entry, _):
         before, now = ran.before, ran.now

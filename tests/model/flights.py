@@ -383,7 +383,7 @@ class FlightMachine(RuleBasedStateMachine):
         entry = delivery.entry
         self.seen["ended", state] += 1
         agent.holds = False
-        if state == states.REJECTED and self.job.acks_late and agent.how == "requeue":
+        if state == states.REJECTED and self.job.acks_late:
             agent.received.reject(requeue=True)
             return
         if state is None:
