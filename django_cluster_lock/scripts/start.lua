@@ -48,9 +48,11 @@ local function answer(status)
   return {status, held and deadline - now or 0, 0, whose[1], whose[2], whose[3], whose[4]}
 end
 
--- An attempt that comes late, when another one of the same request has parked the message: nobody waits for its answer.
+-- An attempt that comes late, when another one of the same request, or a later delivery, has parked the message: nobody
+-- waits for its answer.
 local handed_by_us = held and random_of(holder) == token
-if not mine and not handed_by_us and redis.call('HGET', messages, entry .. ':by') == token then
+if not mine and not handed_by_us and redis.call('ZSCORE', order, entry)
+  and (not copy or redis.call('HGET', messages, entry .. ':by') == token) then
   return answer('parked')
 end
 

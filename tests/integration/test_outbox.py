@@ -108,7 +108,7 @@ def test_a_late_message_that_was_handed_the_key_does_not_settle_a_later_call(key
     assert key.start("sent") == ("own",)
     assert key.start("a", early) == ("parked",)
     assert key.land("sent", outcome=b"") == ("next", "a")
-    assert key.start("a", early) == ("own",)
+    assert key.start("a", early, copy=True) == ("own",)
     assert key.start("b", later) == ("parked",)
     assert key.land("a") == ("next", "b")
 
@@ -179,7 +179,7 @@ def test_who_is_behind_those_that_were_left_hands_the_key_to_them(key, mode):
     assert key.start(*arrival) == ("next", "left")
     assert key.start(*arrival, key.tokens[arrival[0]]) == ("next", "left")  # its answer was lost
     assert key.start(*arrival) == ("parked",)
-    assert key.start("left") == ("own",)
+    assert key.start("left", copy=True) == ("own",)
     assert key.land("left") == (("settle", "a") if mode == "rerun" else ("next", "c"))
 
 
@@ -240,6 +240,15 @@ def test_a_message_that_was_on_its_way_does_not_replace_a_later_call(key):
     assert key.call("b", "late", replaces=True) == ("parked",)
     assert key.start("b", int(early.sequence), copy=True) == ("parked",)
     assert key.land("a", outcome=b"") == ("next", "late")
+
+
+def test_an_attempt_of_a_dead_process_leaves_another_delivery_parked(key):
+    key = key("join")
+    key.start("a")
+    assert key.start("b", copy=True) == ("parked",)
+    key.forget()
+    assert key.start("b") == ("parked",)
+    assert [parked.entry for parked in key.parked()] == [b"b:0"]
 
 
 def test_an_attempt_that_comes_late_leaves_another_delivery_parked(key):
