@@ -4,9 +4,9 @@
 -- `order` has the entries ("task id:attempt") by sequence: the place of their call among the key's calls. `messages`
 -- has each entry's message, under "entry:by" the token of the run that parked it last, and the fields 'mode' (what
 -- duplicates get, as the decorator says), 'next' (the entry that was handed the key last, while its message is on its
--- way) and 'rerun' (the one whose message later calls replace). `outboxes` tells which locks of the
--- slot have entries. `latest`, where only the latest counts, is for a while the place of the latest call whose run had
--- an outcome, and that: "place outcome".
+-- way) and 'rerun' (the one whose message later calls replace). `outboxes` tells which locks of the slot have entries.
+-- `latest`, where only the latest counts, is for a while the place of the latest call whose run had an outcome, and
+-- that: "place outcome".
 -- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known.
 --
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the

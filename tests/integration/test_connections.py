@@ -253,7 +253,8 @@ def test_tls(connect, tls_port, certificates):
 
 
 def test_tls_answers_of_many_records(connect, tls_port, certificates):
-    client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], ssl_ca_certs=str(certificates / "cert.pem"))
+    trust = {"ssl_ca_certs": str(certificates / "cert.pem"), "socket_timeout": 10}
+    client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], **trust)
     texts = [letter * 300_001 for letter in "abcdef"]
     requests = [[(b"ECHO", text.encode()) for text in texts[start::3]] for start in range(3)]
 
