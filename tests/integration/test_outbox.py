@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from django_cluster_lock import names
+from django_cluster_lock import names, scripts
 from django_cluster_lock.aliases import aliases
 from django_cluster_lock.flights import outbox
 from django_cluster_lock.flights.outbox import Landing, Outbox, Parked
 from django_cluster_lock.holding import new_token
-from django_cluster_lock.protocol import Grant
+from django_cluster_lock.protocol import Grant, Reply
 from tests.records import Record
 
 NAME = "flight:task:key"
@@ -258,3 +258,17 @@ def test_an_attempt_that_comes_late_leaves_another_delivery_parked(key):
     assert key.start("a", copy=True) == ("parked",)
     assert key.start("a", token=mine) == ("own",)
     assert [parked.entry for parked in key.parked()] == [b"a:0"]
+
+
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_a_refused_claim_is_marked_if_an_attempt_of_it_may_still_come(key, unanswered):
+    key = key("join")
+    flow = outbox.claim(key.outbox, b"token", key.terms, "a:0", now=time.monotonic())
+    next(flow)
+    answer = Reply(b"busy", (), sent=0.0, now=0.0, unanswered=unanswered)
+    if unanswered:
+        call = flow.send(answer)
+        assert (call.script, call.args[:2]) == (scripts.RELEASE, (b"~0~token", b"1"))
+        answer = None
+    with pytest.raises(StopIteration):
+        flow.send(answer)
