@@ -28,8 +28,8 @@ local behind = not held and ordered and redis.call('ZCARD', order) > 0
 
 local waiting = ''
 if mode == 'rerun' then
-  local rerun = redis.call('HMGET', messages, 'rerun', 'next')
-  if rerun[1] and rerun[1] ~= rerun[2] and redis.call('ZSCORE', order, rerun[1]) then waiting = rerun[1] end
+  local rerun = redis.call('HGET', messages, 'rerun')
+  if rerun and redis.call('ZSCORE', order, rerun) then waiting = rerun end
 end
 if replaces and entry ~= waiting then return {'gone'} end
 

@@ -19,7 +19,7 @@ end
 if held then
   local claim = random_of(holder)
   local again = claim and (claim == random or number(field[6]) <= now - grace)
-  if again and next and redis.call('ZSCORE', order, next) then return {'next', told(next)} end
+  if again and next and redis.call('ZSCORE', order, next) then return next_is(next) end
   return {'busy'}
 end
 if field[5] then

@@ -34,10 +34,7 @@ end
 
 if kept ~= '' and redis.call('EXISTS', KEYS[8]) == 0 then
   keep_for(kept, random, fence, newest, claim_ttl, member)
-  if redis.call('ZSCORE', order, kept) then
-    redis.call('HSET', messages, 'next', kept)
-    return {'next', told(kept)}
-  end
+  if redis.call('ZSCORE', order, kept) then return next_is(kept) end
   return {'kept'}
 end
 
@@ -56,10 +53,9 @@ if outcome ~= '' and (mode == 'join' or mode == 'rerun') then
     deadline = math.max(deadline, now + lease_ttl)
     redis.call('HSET', record, 'd', text(deadline))
     expire(deadline, newest)
-    local answer, rerun = {'settle'}, redis.call('HGET', messages, 'rerun')
+    local answer = {'settle'}
     for _, settled in ipairs(found) do
-      if settled == rerun then redis.call('HDEL', messages, 'rerun') end  -- no call may take its place any more
-      for _, part in ipairs({told(settled)}) do answer[#answer + 1] = part end
+      for _, part in ipairs({going_out(settled)}) do answer[#answer + 1] = part end
     end
     return answer
   end

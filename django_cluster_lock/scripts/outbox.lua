@@ -2,9 +2,9 @@
 --
 -- KEYS   record, index, order, messages, outboxes, latest, ended...
 -- `order` has the entries ("task id:attempt") by sequence: the place of their call among the key's calls. `messages`
--- has each entry's message, under "entry:by" the token of the run that parked it last, and the fields 'mode' (what
--- duplicates get, as the decorator says), 'next' (the entry that was handed the key last, while its message is on its
--- way) and 'rerun' (the one whose message later calls replace). `outboxes` tells which locks of the slot have entries.
+-- has each entry's message, and the fields 'mode' (what duplicates get, as the decorator says), 'next' (the entry that
+-- was handed the key last, while its message is on its way) and 'rerun' (the one whose message later calls replace,
+-- until it goes out for the first time). `outboxes` tells which locks of the slot have entries.
 -- `latest`, where only the latest counts, is for a while the place of the latest call whose run had an outcome, and
 -- that: "place outcome".
 -- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known.
@@ -58,7 +58,7 @@ local function forget(entry, member, sequence)
   local parked = redis.call('ZSCORE', order, entry)
   if parked and (not sequence or sequence == '' or tonumber(parked) == tonumber(sequence)) then
     redis.call('ZREM', order, entry)
-    redis.call('HDEL', messages, entry, entry .. ':by')
+    redis.call('HDEL', messages, entry)
     if redis.call('ZCARD', order) == 0 then
       redis.call('DEL', messages)
       redis.call('ZREM', outboxes, member)
@@ -79,8 +79,15 @@ local function park(entry, message, mode, fence, member, place, anew)
   redis.call('ZADD', outboxes, 'NX', text(now), member)
 end
 
-local function told(entry)
+-- What is to be published of an entry; no call may take its place any more.
+local function going_out(entry)
+  if redis.call('HGET', messages, 'rerun') == entry then redis.call('HDEL', messages, 'rerun') end
   return entry, text(redis.call('ZSCORE', order, entry)), redis.call('HGET', messages, entry)
+end
+
+local function next_is(entry)
+  redis.call('HSET', messages, 'next', entry)
+  return {'next', going_out(entry)}
 end
 
 -- Makes the lock the claim of an entry, for ttl.
@@ -100,13 +107,12 @@ local function hand_over(random, mode, fence, newest, ttl, member)
   if not entry then return end
   keep_for(entry, random, fence, newest, ttl, member)
   if mode == 'rerun' then redis.call('HSET', record, 'g', text(found[2])) end
-  redis.call('HSET', messages, 'next', entry)
-  return {'next', told(entry)}
+  return next_is(entry)
 end
 
 -- What the lock was handed to by the same request before, if nobody has published that yet.
 local function handed_before(holder, random)
   if random_of(holder) ~= random then return end
   local next = redis.call('HGET', messages, 'next')
-  return next and redis.call('ZSCORE', order, next) and {'next', told(next)}
+  return next and redis.call('ZSCORE', order, next) and next_is(next)
 end

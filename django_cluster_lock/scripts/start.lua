@@ -48,14 +48,6 @@ local function answer(status)
   return {status, held and deadline - now or 0, 0, whose[1], whose[2], whose[3], whose[4]}
 end
 
--- An attempt that comes late, when another one of the same request, or a later delivery, has parked the message: nobody
--- waits for its answer.
-local handed_by_us = held and random_of(holder) == token
-if not mine and not handed_by_us and redis.call('ZSCORE', order, entry)
-  and (not copy or redis.call('HGET', messages, entry .. ':by') == token) then
-  return answer('parked')
-end
-
 local claimed = held and is_claim_of(entry, holder, owner)
 if flight ~= '' and not mine and not claimed and not (held and owner == flight) then
   return {'apart'}
@@ -68,6 +60,7 @@ end
 local behind = not (held or waits) and comes_behind()
 
 if mine or claimed or not (held or waits or behind) then
+  -- If it is parked as well, it stays so until the run has ended: nobody may be waiting for this answer any more.
   local since = {}
   if not mine then
     fence, deadline, since = text(new_place(fence, mode)), 0, {'s', text(now)}
@@ -80,7 +73,6 @@ if mine or claimed or not (held or waits or behind) then
     redis.call('HSET', record, 'g', (place > 0 or copy) and text(place) or fence)
   end
   expire(deadline, newest)
-  if not mine then forget(entry, member) end  -- else what is parked now is another delivery
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
   return {'own', tonumber(fence)}
 end
@@ -91,7 +83,6 @@ if message ~= '' then
   park(entry, message, mode, fence, member, place)
   -- It is not on its way any more: whoever has published it, and says so only now, must not have it dropped.
   if redis.call('HGET', messages, 'next') == entry then redis.call('HDEL', messages, 'next') end
-  redis.call('HSET', messages, entry .. ':by', token)
   if behind then return hand_over(token, mode, fence, newest, claim_ttl, member) end
   return answer('parked')
 end

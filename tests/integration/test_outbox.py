@@ -221,15 +221,32 @@ def test_what_was_published_is_dropped_but_not_if_it_is_parked_again_by_then(key
     assert not key.parked()
 
 
-@pytest.mark.parametrize("copy", [False, True])
-def test_an_attempt_that_comes_late_does_not_take_off_with_what_was_parked(key, copy):
+@pytest.mark.parametrize("late", ["an attempt", "a dead worker's first", "a dead worker's copy"])
+def test_what_is_parked_stays_until_its_run_has_ended(key, late):
+    """Whoever asks to take off late does so for nobody."""
     key = key("join")
     key.start("a")
-    assert key.start("b", copy=copy) == ("parked",)
+    assert key.start("b", copy=True) == ("parked",)
     key.forget()
-    assert key.start("b", token=key.tokens["b"], copy=copy) == ("parked",)
+    token = key.tokens["b"] if late == "an attempt" else None
+    assert key.start("b", token=token, copy=late == "a dead worker's copy") == ("own",)
     assert [parked.entry for parked in key.parked()] == [b"b:0"]
+    key.forget()
     assert key.start("b", copy=True) == ("own",)
+    assert key.land("b") == ("released",)
+    assert not key.parked()
+
+
+def test_a_message_that_has_gone_out_once_is_not_replaced_by_a_later_call(key):
+    key = key("rerun")
+    key.start("a")
+    assert key.call("b", "early") == ("parked",)
+    assert key.land("a", outcome=b"") == ("next", "early")
+    published = key.parked()
+    key.forget()
+    key.start("a")
+    assert key.start("b", int(published[0].sequence), copy=True) == ("parked",)
+    assert key.call("b", "late", replaces=True) == ("gone",)
 
 
 def test_a_message_that_was_on_its_way_does_not_replace_a_later_call(key):
@@ -240,15 +257,6 @@ def test_a_message_that_was_on_its_way_does_not_replace_a_later_call(key):
     assert key.call("b", "late", replaces=True) == ("parked",)
     assert key.start("b", int(early.sequence), copy=True) == ("parked",)
     assert key.land("a", outcome=b"") == ("next", "late")
-
-
-def test_an_attempt_of_a_dead_process_leaves_another_delivery_parked(key):
-    key = key("join")
-    key.start("a")
-    assert key.start("b", copy=True) == ("parked",)
-    key.forget()
-    assert key.start("b") == ("parked",)
-    assert [parked.entry for parked in key.parked()] == [b"b:0"]
 
 
 def test_an_attempt_that_comes_late_leaves_another_delivery_parked(key):

@@ -80,6 +80,14 @@ SCRIPT_MUTANTS = [
         mode="rerun",
     ),
     ScriptMutant(
+        "what has gone out is replaced",
+        ("start", "land", "drain", "claim"),
+        "if redis.call('HGET', messages, 'rerun') == entry then redis.call('HDEL', messages, 'rerun') end",
+        "",
+        "F7",
+        mode="rerun",
+    ),
+    ScriptMutant(
         "a late message runs after a later call's run",
         ("start",),
         "if latest_place > place then",

@@ -234,7 +234,7 @@ class FlightRecord(Record):
 
     @property
     def stored(self):
-        return {name: value for name, value in self.messages.items() if b":" in name and not name.endswith(b":by")}
+        return {name: value for name, value in self.messages.items() if b":" in name}
 
     @property
     def parked(self):
