@@ -12,7 +12,8 @@ from django.conf import settings
 
 from django_cluster_lock import single_flight
 
-WARM_UP = 100  # rounds
+WARM_UP = 100  # pairs of calls
+PLAIN = "a plain task"
 ALIAS = "acknowledged"  # of CLUSTER_LOCKS: its leases count once every replica has them; "default" waits for none
 
 
@@ -30,7 +31,7 @@ def contestants(broker):
         return app.task(decorate(body), name=label, **options)
 
     return app, {
-        "a plain task": task("plain"),
+        PLAIN: task("plain"),
         "single_flight": task("flight", single_flight(key="{key}")),
         "single_flight, REPLICAS auto": task("acknowledged", single_flight(key="{key}", alias=ALIAS)),
         "celery-singleton": task("singleton", base=Singleton),
@@ -40,25 +41,36 @@ def contestants(broker):
 
 
 def measure(cluster, broker, rounds):
-    """Seconds of a call by label, for first calls and for duplicates: medians of calls taking turns at random."""
+    """By label, for first calls and for duplicates: seconds of the plain calls beside them, and of a call.
+
+    Calls of a kind take turns with plain ones and with nothing else, as where one library is in use.
+    """
     locks = {"LOCATION": list(cluster.urls), "KEY_PREFIX": "bench-flights"}
     aliases = {"default": {**locks, "REPLICAS": 0}, ALIAS: {**locks, "KEY_PREFIX": "bench-flights-2"}}
     settings.CLUSTER_LOCKS = aliases
     app, tasks = contestants(broker.urls[0])
-    turns = random.Random(0)
-    first, duplicate = ({label: [] for label in tasks} for _ in range(2))
+    plain = tasks.pop(PLAIN)
+    first, duplicate = {}, {}
     with redis.Redis.from_url(broker.urls[0]) as client:
-        for task in tasks.values():
+        for label, task in tasks.items():
             task.delay(0)
-        for number in range(-WARM_UP, rounds):
-            for times, key in (first, number + WARM_UP + 1), (duplicate, 0):
-                for label in turns.sample(list(tasks), len(tasks)):  # what a call costs depends on the one before it
-                    seconds = _timed(tasks[label], key)
-                    if number >= 0:
-                        times[label].append(seconds)
-            client.delete("celery")  # nobody consumes them
+            first[label] = _side_by_side(client, plain, task, range(1, WARM_UP + rounds + 1))
+            duplicate[label] = _side_by_side(client, plain, task, [0] * (WARM_UP + rounds))
     app.close()
-    return [{label: statistics.median(values) for label, values in times.items()} for times in (first, duplicate)]
+    return first, duplicate
+
+
+def _side_by_side(client, plain, task, keys):
+    """The medians of plain calls and of the task's; of each, there is one for each key."""
+    turns = random.Random(0)
+    times = {plain: [], task: []}
+    for number, key in enumerate(keys):
+        for each in turns.sample([plain, task], 2):  # what a call costs depends on the one before it
+            seconds = _timed(each, key)
+            if number >= WARM_UP:
+                times[each].append(seconds)
+        client.delete("celery")  # nobody consumes them
+    return [statistics.median(values) for values in times.values()]
 
 
 def _timed(task, key):
