@@ -55,6 +55,16 @@ class Storm:
     def run(self):
         """Calls and kills, waits for the answers, and gives the account."""
         started = time.monotonic()
+        try:
+            self.blow(started)
+        finally:
+            for worker in self.workers:
+                worker.stop()
+        seconds = time.monotonic() - started
+        fates = self.messages.fates() if self.messages else None
+        return account(self.calls, self.log.read(), self.killed, fates, seconds)
+
+    def blow(self, started):
         next_child, next_worker, next_delivery = 20, 120, started
         while self.calling() or not (bare or self.calm()):  # who runs bare loses answers, which nobody asks for
             now = time.monotonic()
@@ -77,11 +87,6 @@ class Storm:
             if self.messages and now > next_delivery:
                 redeliver(setup["visibility_timeout"])
                 next_delivery = now + 1
-        for worker in self.workers:
-            worker.stop()
-        seconds = time.monotonic() - started
-        fates = self.messages.fates() if self.messages else None
-        return account(self.calls, self.log.read(), self.killed, fates, seconds)
 
     def calling(self):
         return len(self.calls) < self.to_call and not self.over.is_set()
