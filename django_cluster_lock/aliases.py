@@ -52,20 +52,22 @@ class Alias:
         """How long to try where the caller sets no limit: time for an attempt that fails and one that does not."""
         return WAIT_FOR_REPLICAS + 2 * self.options.socket_timeout
 
-    def terms(self, timeout: float) -> Terms:
-        """What to ask a lease of that length for, on behalf of whoever runs here."""
-        whose = threading.current_thread().name
+    def terms(self, timeout: float, whose: str = "") -> Terms:
+        """What to ask a lease of that length for, on behalf of whoever runs here, or of the state named."""
+        whose = whose or threading.current_thread().name
         terms = self._terms.get((timeout, whose))
         if terms is None:
             if len(self._terms) >= TERMS_KEPT:
                 self._terms = {}
-            terms = self._terms[timeout, whose] = self.terms_of_task(timeout, "", whose)
+            terms = self._terms[timeout, whose] = self._terms_for(timeout, owner(whose, ""))
         return terms
 
-    def terms_of_task(self, timeout: float, task: str, thread: str | None = None) -> Terms:
-        """The same on behalf of a Celery task, in the thread or state named."""
+    def terms_of_task(self, timeout: float, task: str) -> Terms:
+        """The same on behalf of a Celery task that runs here."""
+        return self._terms_for(timeout, owner(threading.current_thread().name, task))
+
+    def _terms_for(self, timeout: float, whose: tuple[bytes, ...]) -> Terms:
         settings = self.settings
-        whose = owner(threading.current_thread().name if thread is None else thread, task)
         return Terms(timeout, settings.clock_skew, settings.replicas, whose, self.patience)
 
     def run(self, flow: Flow[T]) -> T:

@@ -23,7 +23,7 @@ from django_cluster_lock.actions import (
     SendAll,
 )
 from django_cluster_lock.errors import LockError, LockUnavailable
-from django_cluster_lock.layout import CENSUS, census_taken, keep_current, learn, needed_by, to_be_counted
+from django_cluster_lock.layout import CENSUS, census_taken, is_outdated, learn, needed_by, to_be_counted, update
 from django_cluster_lock.protocol import Batch, Call, Flow, Replies, Reply
 
 T = TypeVar("T")
@@ -76,10 +76,12 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
                 if course.counts and course.too_few_asked():
                     outcome = None
                     continue
-                if rest := course.rest_after(outcome, value):
+                if course.blocking and (rest := course.rest_after(outcome, value)):
                     outcome = outcome._replace(now=(yield Pause(rest)))
-                yield from keep_current(routes, outcome.now)
-                return course.reply(outcome, value)
+                if is_outdated(routes, outcome.now):
+                    yield from update(routes, outcome.now)
+                acks = outcome.values[-1] if course.needed else 0
+                return replied(outcome, value, acks, course.needed, course.first_sent, unanswered=course.unanswered)
             course.refused(value, outcome.now)
         else:
             course.unheard(outcome)
@@ -96,6 +98,7 @@ class Course:
 
     asking = in_full = layout_is_old = unanswered = counts = False
     needed = 0
+    skips = 0  # how many answers come before the script's
     first_sent: float | None = None
     pause = 0.0
     _next: Node | None = None
@@ -109,11 +112,6 @@ class Course:
         self.node = routes.primary(call.keys.slot)
         self.blocking = call.block is not None
 
-    @property
-    def skips(self) -> int:
-        """How many answers come before the script's."""
-        return int(self.blocking) + int(self.asking)
-
     def request(self) -> Send:
         """The request to the node: a sleep at the first attempt, the script, the wait for replicas."""
         call, commands, blocks = self.call, list[Command](), 0.0
@@ -123,12 +121,14 @@ class Course:
             blocks += call.block.seconds
         if self.asking:
             commands.append((b"ASKING",))
+        self.skips = len(commands)
         commands.append(command(call, in_full=self.in_full))
-        self.needed = needed_by(call, self.routes, self.node)
+        if call.replicas != 0:
+            self.needed = needed_by(call, self.routes, self.node)
+            self.counts = to_be_counted(call, self.routes, self.node)
         if self.needed:
             commands.append(wait(self.needed, call.acknowledged_within))
             blocks += call.acknowledged_within
-        self.counts = to_be_counted(call, self.routes, self.node)
         if self.counts:
             commands += CENSUS
         return Send(self.node, commands, blocks, call.deadline)
@@ -148,12 +148,8 @@ class Course:
     def rest_after(self, answer: Answer, value: object) -> float:
         """How long to rest before the next slice: a slot on the move refuses the sleep, and must not make us spin."""
         waits = isinstance(value, list) and value[0] == b"queued"
-        kept_awake = waits and self.blocking and isinstance(answer.values[0], Refusal)
+        kept_awake = waits and isinstance(answer.values[0], Refusal)
         return min(self.call.block.seconds, LONGEST_PAUSE) if kept_awake and self.call.block else 0.0
-
-    def reply(self, answer: Answer, value: object) -> Reply:
-        acks = answer.values[-1] if self.needed else 0
-        return replied(answer, value, acks, self.needed, self.first_sent, unanswered=self.unanswered)
 
     def learn(self, now: float | None = None) -> Actions[None]:
         silence = yield from learn(self.routes, now, self.call.deadline)
@@ -298,8 +294,8 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     if again:
         repeated = yield from exchange_all(Batch([batch.calls[position] for position in again]), routes)
         results.update(zip(again, repeated, strict=True))
-    for outcome in outcomes[:1]:
-        yield from keep_current(routes, outcome.now)
+    if outcomes and is_outdated(routes, outcomes[0].now):
+        yield from update(routes, outcomes[0].now)
     return [results[position] for position in range(len(batch.calls))]
 
 

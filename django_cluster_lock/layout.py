@@ -29,11 +29,14 @@ def census_taken(answer: Answer, routes: Routes, node: Node) -> Answer:
     return answer._replace(values=answer.values[: -len(CENSUS)])
 
 
-def keep_current(routes: Routes, now: float) -> Actions[None]:
-    """Learns the layout anew once in a while: replicas are added without anybody being told."""
-    if now - routes.learned_at >= LAYOUT_LASTS:
-        routes.learned_at = now  # whoever comes next need not
-        yield from learn(routes)
+def is_outdated(routes: Routes, now: float) -> bool:
+    """Whether the layout is to be learned anew: replicas are added without anybody being told."""
+    return now - routes.learned_at >= LAYOUT_LASTS
+
+
+def update(routes: Routes, now: float) -> Actions[None]:
+    routes.learned_at = now  # whoever comes next need not
+    yield from learn(routes)
 
 
 def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[str | None]:

@@ -87,7 +87,7 @@ class Reply:
     """
 
     status: bytes
-    details: Sequence[object]
+    details: Sequence[Any]
     sent: float
     now: float
     acks: int = 0
@@ -191,7 +191,7 @@ def nap(reply: Reply, until: float, terms: Terms) -> float:
     seconds = min(terms.slice, until - reply.now)
     lease_left, first = reply.details[:2]
     if first:
-        seconds = min(seconds, number(lease_left) / 1000 + 0.001)
+        seconds = min(seconds, lease_left / 1000 + 0.001)
     return max(seconds, 0.001)
 
 
@@ -200,7 +200,7 @@ def granted(keys: Keys, token: bytes, terms: Terms, reply: Reply, *, unanswered:
     if reply.acks < reply.needed:
         why = f" ({reply.objection})" if reply.objection else ""
         raise LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it{why}")
-    return Grant(keys, token, number(reply.details[0]), reply.sent + terms.timeout, unanswered)
+    return Grant(keys, token, reply.details[0], reply.sent + terms.timeout, unanswered)
 
 
 def give_up(keys: Keys, token: bytes, *, mark: bool) -> Call:
@@ -371,8 +371,3 @@ def ask_all(batch: Batch) -> Flow[Replies]:
     """A flow of one batch."""
     replies: Replies = yield batch
     return replies
-
-
-def number(value: object) -> int:
-    assert isinstance(value, int)
-    return value

@@ -16,21 +16,19 @@ _ALONE = str.maketrans({"%": "%25"})
 _WITHIN = str.maketrans({char: f"%{ord(char):02X}" for char in "%(),="})
 
 
-def canonical(value: object) -> str:
+def canonical(value: object, escapes: Mapping[int, str] = _ALONE) -> str:
     """The text that stands for a value in a lock's name.
+
+    Args:
+        escapes: how characters of a string are written, by their code points.
 
     Raises:
         TypeError: it has none, since its repr may differ between processes.
     """
-    return _written(value, _ALONE)
-
-
-def _written(value: object, escapes: Mapping[int, str]) -> str:
-    """The text of a value, in which the characters of strings are escaped."""
     if isinstance(value, str):
         return value.translate(escapes)
     if isinstance(value, enum.Enum):
-        return _written(value.value, escapes)
+        return canonical(value.value, escapes)
     if value is None or isinstance(value, bool):
         return f"%{value}"
     if isinstance(value, int):
@@ -51,7 +49,7 @@ def _written(value: object, escapes: Mapping[int, str]) -> str:
         return f"%b{value.hex()}"
     if not isinstance(value, type):
         if hasattr(value, "_meta") and hasattr(value, "pk"):
-            return _written(_primary_key(value), escapes)
+            return canonical(_primary_key(value), escapes)
         if dataclasses.is_dataclass(value):
             return _container({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     return _container(value)
@@ -88,4 +86,4 @@ def _container(value: object) -> str:
 
 
 def _item(value: object) -> str:
-    return _written(value, _WITHIN) or "%"  # so that no item and an empty one are not the same
+    return canonical(value, _WITHIN) or "%"  # so that no item and an empty one are not the same

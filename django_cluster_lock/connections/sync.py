@@ -105,6 +105,7 @@ class Connections:
         values: list[object] = []
         count = len(send.commands)
         try:
+            wire.feed()
             while not wire.take(values, count):
                 wire.feed()
         except FAILURES as error:

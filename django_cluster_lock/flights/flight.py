@@ -3,7 +3,7 @@
 import logging
 import time
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from celery import Task
 from kombu.utils import json
@@ -94,7 +94,7 @@ class Flight(Lock):
         if isinstance(reply, Grant):
             return Standing("own")
         if reply.status == b"passed":
-            return Standing("passed", packed=json.loads(cast("bytes", reply.details[0])))
+            return Standing("passed", packed=json.loads(reply.details[0]))
         if reply.status == b"next":
             self.ground.publish_next(reply, token)
             return Standing("parked")

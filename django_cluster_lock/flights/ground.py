@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from celery import Celery
 from kombu.utils import json
@@ -101,16 +101,15 @@ class Ground(NamedTuple):
         return lambda: self._claim_of(answer(), token)
 
     def _claiming(self, token: bytes, entry: str, delay: float, **options: Any) -> Flow[Reply]:
-        terms, now = self.claim_terms(entry.rpartition(":")[0], delay), time.monotonic()
-        return outbox.claim(self.outbox, token, terms, entry, now=now, **options)
+        return outbox.claim(self.outbox, token, self.claim_terms(delay), entry, now=time.monotonic(), **options)
 
     def _claim_of(self, reply: Reply, token: bytes) -> Claim:
         if reply.status == b"own":
-            return Claim("own", place=protocol.number(reply.details[0]))
+            return Claim("own", place=reply.details[0])
         if reply.status == b"next":
             self.publish_next(reply, token)
         if reply.status == b"busy":
-            return Claim("busy", protocol.owner_of(reply), cast("bytes", reply.details[6]).decode())
+            return Claim("busy", protocol.owner_of(reply), reply.details[6].decode())
         return Claim(reply.status.decode())
 
     def land(
@@ -137,7 +136,7 @@ class Ground(NamedTuple):
             LockUnavailable: Redis could not be told.
         """
         # Its own token makes that of the claim which follows: so who repeats this for it can finish what it began.
-        claim = landing.token or new_token(), self.claim_terms("", delay)
+        claim = landing.token or new_token(), self.claim_terms(delay)
         settles = b""
         if outcome is not None:  # only where runs that have passed a call settle that too, its content is asked for
             settles = json.dumps(outcome).encode() if self.mode == "rerun" else b"1"
@@ -221,13 +220,13 @@ class Ground(NamedTuple):
             ticket = ticket._replace(flight_of=None, after=after)  # it flies itself now
         deadline = 0.0 if once else self._deadline()
         if delay := delay_of(self.app, message.headers):  # it will wait longer than the claim was made for
-            self.alias.run(outbox.lengthen(self.outbox, entry, token, self.claim_terms("", delay), deadline=deadline))
+            self.alias.run(outbox.lengthen(self.outbox, entry, token, self.claim_terms(delay), deadline=deadline))
         message.publish(self.app, ticket)
         self.alias.run(outbox.confirm(self.outbox, parked, deadline=deadline, once=once))
 
-    def claim_terms(self, task_id: str = "", delay: float = 0.0) -> Terms:
-        """What a claim asks for; from the owner's last field duplicates learn the flight's task."""
-        return self.alias.terms_of_task(self.queue_timeout + delay, task_id, QUEUED)
+    def claim_terms(self, delay: float = 0.0) -> Terms:
+        """What a claim asks for."""
+        return self.alias.terms(self.queue_timeout + delay, QUEUED)
 
     def _deadline(self) -> float:
         return time.monotonic() + self.alias.patience

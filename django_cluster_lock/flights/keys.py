@@ -26,14 +26,12 @@ def name_of(
         TypeError: the arguments do not fit the task, or one that the key needs has no canonical form.
     """
     positional, named = args or (), kwargs or {}
+    form = _form(task.run)
+    arguments = form.bind(*positional, **named)
     if callable(policy.key):
         key = canonical(policy.key(*positional, **named))
     else:
-        form = _form(task.run)
-        arguments = form.bind(*positional, **named)
-        template = policy.template
-        if template is None:
-            template = form.of_all
+        template = form.of_all if policy.template is None else policy.template
         key = names.fill(template, _values(form, arguments)) if template else ""
     name = f"{names.FLIGHT}{task.name.replace('%', '%25').replace(':', '%3A')}:{key}"
     if len(name) > LONGEST_READABLE:
@@ -93,6 +91,8 @@ def _values(form: _Form, arguments: Mapping[str, Any]) -> dict[str, object]:
 
 def _plain(value: Any, annotation: Any) -> object:
     """A pydantic model as the message carries it; what stands for one gets its defaults first."""
+    if isinstance(value, str | int):
+        return value
     if isinstance(value, Mapping):
         model = next((kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)), None)
         with suppress(ValueError):  # the run will say what is wrong with it

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from django_cluster_lock import protocol, scripts
 from django_cluster_lock.errors import LockError, LockNotReplicated
@@ -82,12 +82,14 @@ def claim(
     Raises:
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
-    args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
-    args += b"%d" % replaces, b"%d" % replaceable
+    raw = entry.encode()
+    owner = *terms.owner[:3], raw.rpartition(b":")[0]  # of the terms, which know no task
+    of_call = raw, outbox.mode, message, b"%d" % replaces, b"%d" % replaceable
+    args = (token, terms.ttl, outbox.lock.member, *owner, *of_call)
     call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
     call.replicas = terms.replicas if message else 0
     parks = entry if message and not replaceable else ""  # else other callers may count on it as well
-    return (yield from _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks, _NOT_CLAIMED))
+    return _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks, _NOT_CLAIMED)
 
 
 def start(
@@ -146,14 +148,14 @@ def land(
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
     call = _call(outbox, scripts.LAND, args, deadline, landing.entry, landing.kept or landing.entry)
     call.once = once
-    return (yield from protocol.ask(call))
+    return protocol.ask(call)
 
 
 def drain(outbox: Outbox, claim: tuple[bytes, Terms], *, deadline: float) -> Flow[Reply]:
     """Hands the key to the first of the messages that nobody else will publish."""
     token, terms = claim
     args = (token, terms.ttl, outbox.lock.member, GRACE)
-    return (yield from protocol.ask(_call(outbox, scripts.DRAIN, args, deadline)))
+    return protocol.ask(_call(outbox, scripts.DRAIN, args, deadline))
 
 
 def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, once: bool = False) -> Flow[Reply]:
@@ -161,13 +163,13 @@ def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, onc
     args = (outbox.lock.member, *_places(published))
     call = _call(outbox, scripts.CONFIRM, args, deadline)
     call.once = once
-    return (yield from protocol.ask(call))
+    return protocol.ask(call)
 
 
 def lengthen(outbox: Outbox, entry: str, token: bytes, terms: Terms, *, deadline: float) -> Flow[Reply]:
     """Makes the claim of an entry last longer, if it is that of this token."""
     args = (_claim_token(entry, token), terms.ttl)
-    return (yield from protocol.ask(Call(outbox.lock, scripts.RENEW, args, deadline)))
+    return protocol.ask(Call(outbox.lock, scripts.RENEW, args, deadline))
 
 
 def course(outbox: Outbox, entry: str, *, deadline: float) -> Flow[str]:
@@ -181,7 +183,7 @@ def course(outbox: Outbox, entry: str, *, deadline: float) -> Flow[str]:
 def queued_for(outbox: Outbox, *, deadline: float) -> Flow[str]:
     """The entry whose claim has the lock; empty if none has."""
     reply = yield from protocol.ask(Call(outbox.lock, scripts.LOOK, (), deadline))
-    token, *_, task = cast("Sequence[bytes]", reply.details or (b"", b""))
+    token, *_, task = reply.details or (b"", b"")
     if not token.startswith(b"~"):
         return ""
     _, attempt, _ = token.split(b"~", 2)
@@ -190,19 +192,13 @@ def queued_for(outbox: Outbox, *, deadline: float) -> Flow[str]:
 
 def parked_of(reply: Reply) -> list[Parked]:
     """What is to be published, by an answer 'settle' or 'next'."""
-    details = cast("Sequence[bytes]", reply.details)
+    details = reply.details
     return [Parked(*details[place : place + 3]) for place in range(0, len(details), 3)]
 
 
 def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: float, *entries: str) -> Call:
-    ended = [outbox.keys.ended + entry.encode() for entry in entries]
-    return Call(
-        outbox.lock,
-        script,
-        args,
-        deadline,
-        also=(outbox.keys.order, outbox.keys.messages, outbox.keys.outboxes, outbox.keys.latest, *ended),
-    )
+    *keys, ended = outbox.keys
+    return Call(outbox.lock, script, args, deadline, also=(*keys, *map(ended.__add__, map(str.encode, entries))))
 
 
 def _undone_if_it_fails(

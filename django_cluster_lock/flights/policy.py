@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from django_cluster_lock import names
@@ -32,6 +32,8 @@ class Policy:
     max_hold: float | None = None
     on_lost: OnLost = "abort"
     on_unavailable: OnUnavailable = "raise"
+    # Of the key; None where it has none: every argument counts, or a callable makes it.
+    template: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         _choice("on_duplicate", self.on_duplicate, OnDuplicate)
@@ -48,13 +50,9 @@ class Policy:
             positive("timeout", self.timeout)
         if self.max_hold is not None:
             positive("max_hold", self.max_hold)
-
-    @property
-    def template(self) -> str | None:
-        """The template of the key; None where it has none: every argument counts, or a callable makes it."""
-        if self.key is None or callable(self.key):
-            return None
-        return self.key if isinstance(self.key, str) else template_of(self.key)
+        if self.key is not None and not callable(self.key):
+            template = self.key if isinstance(self.key, str) else template_of(self.key)
+            object.__setattr__(self, "template", template)  # as `dataclasses` itself sets what is frozen
 
     def check(self, function: Callable[..., Any]) -> None:
         """Raises a TypeError where the key needs an argument that the function does not have, or just names one."""

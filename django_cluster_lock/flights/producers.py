@@ -1,5 +1,6 @@
 """What stands in for a producer while Celery makes the message of a call."""
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +11,10 @@ from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.flights.ground import Claim
 from django_cluster_lock.flights.messages import HEADER, Message
 
+# Whoever has it may keep a producer while the answer to its claim is on its way. One call at a time: a shard that does
+# not answer must not keep the producers from all others.
+_early = threading.Lock()
+
 
 class Borrowed:
     """A producer of the app's pool, which is taken when something is wanted of it, until the ``with`` ends.
@@ -18,10 +23,11 @@ class Borrowed:
         own: the caller's own, if it gives one, which is used instead.
     """
 
+    _lender: Any = None
+    _producer: Any = None
+
     def __init__(self, app: Celery, own: Any = None) -> None:
         self._app, self._own = app, own
-        self._lender: Any = None
-        self._producer: Any = None
 
     def __enter__(self) -> Any:
         return self
@@ -88,9 +94,16 @@ class Gate(Borrowed):
     def __exit__(self, *raised: object) -> None:
         super().__exit__(*raised)
         try:
-            self._ask()
+            self.flies()
         except LockUnavailable as error:  # what ended the call before it came here is more important
             self.unanswered = error.unanswered
+
+    def flies(self) -> bool:
+        """Whether the key is the call's, once the answer is there."""
+        if self._answer:
+            answer, self._answer = self._answer, None
+            self.claim = answer()
+        return self.claim is not None and self.claim.status == "own"
 
     @property
     def message(self) -> Message | None:
@@ -100,20 +113,32 @@ class Gate(Borrowed):
     def publish(self, body: Any, **options: Any) -> Any:
         """Publishes what Celery has made; the message of a flight also tells the place of its call."""
         producer = self._taken()
-        headers = options.get("headers") or {}
-        if self.claim and HEADER in headers:
-            options["headers"] = headers | {HEADER: headers[HEADER] | {"place": self.claim.place}}
+        ticket = (options.get("headers") or {}).get(HEADER)
+        if self.claim and ticket is not None:
+            ticket["place"] = self.claim.place
         return producer.publish(body, **options)
 
     def _lend(self) -> AbstractContextManager[Any]:
-        self._ask()
-        if self.claim and self.claim.status == "own":
+        if _early.acquire(blocking=False):
+            try:
+                producer = self._taken_early()
+            finally:
+                _early.release()
+            if producer:
+                return producer
+        if self.flies():
             return super()._lend()
         if self._keeps and self.claim and not self.claim.waiting:
             return Recorder(self._app)
         raise Duplicate
 
-    def _ask(self) -> None:
-        if self._answer:
-            answer, self._answer = self._answer, None
-            self.claim = answer()
+    def _taken_early(self) -> AbstractContextManager[Any] | None:
+        """A producer for a flight, taken before it is known to be one: that lasts about as long as the answer needs."""
+        producer: AbstractContextManager[Any] = self._app.producer_pool.acquire(block=True)
+        flies = False
+        try:
+            flies = self.flies()
+        finally:
+            if not flies:
+                producer.__exit__(None, None, None)
+        return producer if flies else None

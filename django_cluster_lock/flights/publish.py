@@ -41,14 +41,12 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     args, kwargs = options.get("args"), options.get("kwargs")
     if task.app.conf.task_always_eager:
         return send(**options)
-    if task.typing and hasattr(task, "__header__"):
-        task.__header__(*(args or ()), **(kwargs or {}))
     name = name_of(task, policy, args, kwargs)
     if policy.on_duplicate == "join" and options.get("ignore_result") and not task.ignore_result:
         options["ignore_result"] = False  # others may join
     if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
-    if flight := _retried(task, name, options):
+    if options.get("retries") and (flight := _retried(task, name, options)):
         place = Ticket.of(task.request).place
         result = send(**_with(options, Ticket(name, place=place)))
         flight.retry_delay = delay_of(task.app, options)
@@ -69,13 +67,8 @@ class _Call:
         options["task_id"] = options.get("task_id") or uuid()
 
     @property
-    def id(self) -> str:
-        task_id: str = self.options["task_id"]
-        return task_id
-
-    @property
     def entry(self) -> str:
-        return entry_of(self.id, self.options.get("retries"), self.options.get("replaced_task_nesting"))
+        return entry_of(self.options["task_id"], self.options.get("retries"), self.options.get("replaced_task_nesting"))
 
     @property
     def _may_fly_ahead(self) -> bool:
@@ -109,11 +102,11 @@ class _Call:
         except Duplicate:
             pass
         except BaseException:
-            if gate.unanswered or (gate.claim and gate.claim.status == "own"):
+            if gate.unanswered or gate.flies():
                 _free_key(self.task, self.ground, self.entry)
             raise
         assert gate.claim is not None
-        if made is not None and gate.claim.status == "own":
+        if made is not None and gate.flies():
             return made
         return self._answered(gate.claim, made, gate.message)
 
@@ -133,7 +126,8 @@ class _Call:
         if self.parks:
             return self._park(claim, made, message)
         if self.awaited:
-            return self._publish(claim.holder.task if claim.holder.task not in ("", self.id) else None)
+            others = claim.holder.task not in ("", self.options["task_id"])
+            return self._publish(claim.holder.task if others else None)
         return self._duplicate(claim)
 
     def _fly(self, claim: Claim) -> "AsyncResult[Any]":
@@ -205,8 +199,6 @@ def _free_key(task: "Task[..., Any]", ground: Ground, entry: str, *, ended: bool
 
 def _retried(task: "Task[..., Any]", name: str, options: dict[str, Any]) -> Flight | None:
     """The flight that runs here, if this call is its own retry under the same key."""
-    if not options.get("retries"):
-        return None
     request = task.request
     flight = running(request)
     is_retry = options.get("task_id") == request.id and options["retries"] > request.retries

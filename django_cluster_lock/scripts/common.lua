@@ -37,8 +37,10 @@ end
 -- Whether a token is among the cancelled ones; `marks` has x0..x7 from `first` on.
 local function cancelled(token, marks, first)
   for i = first, first + 7 do
-    local ended, expires = (marks[i] or ''):match('^(.*):(%d+)$')
-    if ended == token and tonumber(expires) > now then return true end
+    if marks[i] then
+      local ended, expires = marks[i]:match('^(.*):(%d+)$')
+      if ended == token and tonumber(expires) > now then return true end
+    end
   end
 end
 

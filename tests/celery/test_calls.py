@@ -1,6 +1,7 @@
 """What a call does with Celery's producers, and what others see of it; no worker takes the messages."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 
 import pytest
@@ -16,6 +17,7 @@ from tests.faults.proxy import Proxy, Rule
 from tests.records import until
 
 QUEUE = "calls"
+ONE_PRODUCER = {"broker_url": "memory://", "broker_pool_limit": 1}  # apps with the same broker share their pools
 AGAIN = TASKS["flight", "rerun"], TASKS["flight", "wait"]
 
 
@@ -112,6 +114,23 @@ def test_celery_tells_of_a_duplicate_by_the_producer_of_its_caller(make_task, fl
         call(task, flights.key, producer=producer)
     assert [body["type"] for body in published] == ["task-sent"]
     assert flights.parked(task) == 1
+
+
+def test_only_a_flight_waits_for_a_producer_where_all_are_taken(make_task, flights):
+    task = make_task(conf=ONE_PRODUCER)
+    call(task, f"{flights.key}-before")  # the layout of the cluster is known from now on
+    with ThreadPoolExecutor(1) as thread:
+        with task.app.producer_pool.acquire(block=True):
+            flight = thread.submit(call, task, flights.key)
+            until(lambda: not flights.free(task))
+            joined = call(task, flights.key)
+            assert not flight.done()
+        assert flight.result(30).id == joined.id
+
+
+def test_a_duplicate_gives_back_the_producer_that_it_took(make_task, flights):
+    task = make_task(conf=ONE_PRODUCER)
+    assert {call(task, flights.key).id for _ in range(3)} == {call(task, flights.key).id}
 
 
 def watching(method, seen):
