@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.celery.workload import PATIENCE, app, join
+from tests.celery.workload import PATIENCE, app, join, late
 from tests.records import until
 from tests.workers import Flights, Worker
 
@@ -99,3 +99,21 @@ def test_a_cluster_that_is_gone_keeps_nothing_else_waiting(flights, worker):
 
 def attempts(worker):
     return worker.log.read_text().count("flight.not_freed")
+
+
+def test_a_message_that_can_neither_start_nor_be_sent_back_comes_again(flights, setup):
+    """Its worker reads from the broker, but can write neither to that nor to the locks' cluster."""
+    cut_off = {"broker_write_url": "redis://127.0.0.1:1", "task_publish_retry_policy": {"max_retries": 0}}
+    locks = {"default": setup["locks"]["nowhere"]}
+    first = Worker(flights.setup, "prefork", f"{flights.key}-cut-off", queue=flights.key, conf=cut_off, locks=locks)
+    try:
+        result = late.apply_async((flights.key,), queue=flights.key)
+        until(lambda: first.log.read_text().count("flight.not_started") > 1)
+    finally:
+        first.stop()
+    assert result.state in ("PENDING", "STARTED")
+    second = Worker(flights.setup, "prefork", f"{flights.key}-again", queue=flights.key).ready()
+    try:
+        assert result.get(timeout=PATIENCE).startswith(flights.key)
+    finally:
+        second.stop()
