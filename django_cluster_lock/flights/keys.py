@@ -26,11 +26,11 @@ def name_of(
         TypeError: the arguments do not fit the task, or one that the key needs has no canonical form.
     """
     positional, named = args or (), kwargs or {}
-    form = _form(task.run)
-    arguments = form.bind(*positional, **named)
     if callable(policy.key):
         key = canonical(policy.key(*positional, **named))
     else:
+        form = _form(task.run)
+        arguments = form.bind(*positional, **named)
         template = form.of_all if policy.template is None else policy.template
         key = names.fill(template, _values(form, arguments)) if template else ""
     name = f"{names.FLIGHT}{task.name.replace('%', '%25').replace(':', '%3A')}:{key}"

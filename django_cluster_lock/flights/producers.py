@@ -11,8 +11,8 @@ from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.flights.ground import Claim
 from django_cluster_lock.flights.messages import HEADER, Message
 
-# Whoever has it may keep a producer while the answer to its claim is on its way. One call at a time: a shard that does
-# not answer must not keep the producers from all others.
+# Whoever has it may take a producer before its claim is answered. One call at a time, and not the only producer that
+# there is: a shard that does not answer must not keep them from others.
 _early = threading.Lock()
 
 
@@ -92,11 +92,13 @@ class Gate(Borrowed):
         self._keeps = keeps
 
     def __exit__(self, *raised: object) -> None:
-        super().__exit__(*raised)
         try:
-            self.flies()
-        except LockUnavailable as error:  # what ended the call before it came here is more important
-            self.unanswered = error.unanswered
+            super().__exit__(*raised)
+        finally:
+            try:
+                self.flies()
+            except LockUnavailable as error:  # what ended the call before it came here is more important
+                self.unanswered = error.unanswered
 
     def flies(self) -> bool:
         """Whether the key is the call's, once the answer is there."""
@@ -119,14 +121,14 @@ class Gate(Borrowed):
         return producer.publish(body, **options)
 
     def _lend(self) -> AbstractContextManager[Any]:
-        if _early.acquire(blocking=False):
+        if self._app.pool.limit != 1 and _early.acquire(blocking=False):
             try:
                 producer = self._taken_early()
             finally:
                 _early.release()
             if producer:
                 return producer
-        if self.flies():
+        elif self.flies():
             return super()._lend()
         if self._keeps and self.claim and not self.claim.waiting:
             return Recorder(self._app)

@@ -41,6 +41,8 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     args, kwargs = options.get("args"), options.get("kwargs")
     if task.app.conf.task_always_eager:
         return send(**options)
+    if callable(policy.key) and task.typing and hasattr(task, "__header__"):
+        task.__header__(*(args or ()), **(kwargs or {}))
     name = name_of(task, policy, args, kwargs)
     if policy.on_duplicate == "join" and options.get("ignore_result") and not task.ignore_result:
         options["ignore_result"] = False  # others may join

@@ -80,7 +80,8 @@ class Recovers:
         if not self._recovered:
             self._recovered = True
             self._kept = self._may_come_again()
-            self._end(kept=self._entry if self._kept else "", token=self._run_token)
+            ended = self.acknowledged and not self._kept
+            self._end(kept=self._entry if self._kept else "", token=self._run_token, ended=ended)
 
     def _may_come_again(self) -> bool:
         dropped = self.acknowledged or self._already_revoked

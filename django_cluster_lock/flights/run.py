@@ -142,6 +142,8 @@ class _Arrival:
             return before.give if before and not before.error else self._fly
         if status == "over":
             raise LockUnavailable(ticket.name, "its request was given up")
+        if status == "ended":  # a copy, for which the key may be kept
+            self.flight.ground.land(Landing(self.flight.entry, by_claim=True))
         if status == "parked":
             flight_parked.send_robust(self.task, name=ticket.name, task_id=self.id, holder=holder)
         raise self._moved_on()

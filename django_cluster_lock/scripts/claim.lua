@@ -11,9 +11,9 @@
 --         {'over'}    the token was cancelled
 local random, ttl, member, entry, mode, message = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[8], ARGV[9], ARGV[10]
 local token, replaces, replaceable = claim_for(entry, random), ARGV[11] == '1', ARGV[12] == '1'
-local field = read('t', 'f', 'd', 'a', 'qh', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
+local field = read('t', 'f', 'd', 'a', 'qh', 'k', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
 local holder, fence, deadline, newest = field[1], field[2], number(field[3]), number(field[4])
-if cancelled(token, field, 6) then return {'over'} end
+if cancelled(token, field, 7) then return {'over'} end
 
 local held = holder and deadline > now
 local mine = held and holder == token
@@ -32,6 +32,14 @@ if mode == 'rerun' then
   if rerun and redis.call('ZSCORE', order, rerun) then waiting = rerun end
 end
 if replaces and entry ~= waiting then return {'gone'} end
+
+-- A request with a message may come again, as its answer was lost, when that has left the outbox: on its way, or run.
+if message ~= '' and not (mine or replaces) then
+  local handed = held and handed_before(holder, random)
+  if handed then return handed end
+  local flies = held and field[6] == ARGV[7]
+  if flies or redis.call('EXISTS', KEYS[7]) == 1 then return {'parked'} end
+end
 
 if mine or not (held or waits or behind) then
   if not mine then
@@ -52,8 +60,6 @@ if message == '' then
   redis.call('DEL', KEYS[7])
   return {'busy', held and deadline - now or 0, 0, owner[1], owner[2], owner[3], owner[4], waiting}
 end
-local handed = held and handed_before(holder, random)
-if handed then return handed end
-park(entry, message, mode, fence, member, 0, replaces)
-if replaceable then redis.call('HSET', messages, 'rerun', entry) end
+local stored = park(entry, message, mode, fence, member, 0, replaces)
+if stored and replaceable then redis.call('HSET', messages, 'rerun', entry) end
 return behind and not waits and hand_over(random, mode, fence, newest, ttl, member) or {'parked'}

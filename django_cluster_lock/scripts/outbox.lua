@@ -67,9 +67,10 @@ local function forget(entry, member, sequence)
 end
 
 -- Parks a message at its place, or behind all others if that is 0. Of an entry that is parked already both stay as they
--- are, since a later call may have replaced its message, but for one that is parked `anew`.
+-- are, since a later call may have replaced its message, but for one that is parked `anew`. Whether it was stored.
 local function park(entry, message, mode, fence, member, place, anew)
-  if anew or not redis.call('ZSCORE', order, entry) then
+  local stores = anew or not redis.call('ZSCORE', order, entry)
+  if stores then
     redis.call('ZADD', order, text(place == 0 and new_place(fence, mode) or place), entry)
     redis.call('HSET', messages, entry, message)
   end
@@ -77,6 +78,7 @@ local function park(entry, message, mode, fence, member, place, anew)
   redis.call('PEXPIRE', order, OUTBOX_LIFE)
   redis.call('PEXPIRE', messages, OUTBOX_LIFE)
   redis.call('ZADD', outboxes, 'NX', text(now), member)
+  return stores
 end
 
 -- What is to be published of an entry; no call may take its place any more.

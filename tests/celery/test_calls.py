@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import wraps
 
 import pytest
@@ -17,12 +18,16 @@ from tests.faults.proxy import Proxy, Rule
 from tests.records import until
 
 QUEUE = "calls"
-ONE_PRODUCER = {"broker_url": "memory://", "broker_pool_limit": 1}  # apps with the same broker share their pools
 AGAIN = TASKS["flight", "rerun"], TASKS["flight", "wait"]
 
 
 def call(task, key, **options):
     return task.apply_async((key,), queue=QUEUE, **options)
+
+
+def with_producers(limit, flights):
+    """A broker of the test's own: apps with the same one share their producers."""
+    return {"broker_url": f"memory://{flights.key}", "broker_pool_limit": limit}
 
 
 @pytest.fixture
@@ -116,21 +121,25 @@ def test_celery_tells_of_a_duplicate_by_the_producer_of_its_caller(make_task, fl
     assert flights.parked(task) == 1
 
 
-def test_only_a_flight_waits_for_a_producer_where_all_are_taken(make_task, flights):
-    task = make_task(conf=ONE_PRODUCER)
+@pytest.mark.parametrize("limit", [1, 2])
+def test_only_a_flight_waits_for_a_producer_where_all_are_taken(make_task, flights, limit):
+    task = make_task(conf=with_producers(limit, flights))
     call(task, f"{flights.key}-before")  # the layout of the cluster is known from now on
     with ThreadPoolExecutor(1) as thread:
-        with task.app.producer_pool.acquire(block=True):
+        with ExitStack() as stack:
+            for _ in range(limit):
+                stack.enter_context(task.app.producer_pool.acquire(block=True))
             flight = thread.submit(call, task, flights.key)
-            until(lambda: not flights.free(task))
+            until(lambda: flight.done() or not flights.free(task))
             joined = call(task, flights.key)
-            assert not flight.done()
+            assert not flight.done(), flight.exception()
         assert flight.result(30).id == joined.id
 
 
-def test_a_duplicate_gives_back_the_producer_that_it_took(make_task, flights):
-    task = make_task(conf=ONE_PRODUCER)
-    assert {call(task, flights.key).id for _ in range(3)} == {call(task, flights.key).id}
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_duplicate_gives_back_the_producer_that_it_took(make_task, flights, limit):
+    task = make_task(conf=with_producers(limit, flights))
+    assert {call(task, flights.key).id for _ in range(4)} == {call(task, flights.key).id}
 
 
 def watching(method, seen):

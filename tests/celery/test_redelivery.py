@@ -6,6 +6,10 @@ import signal
 import pytest
 import redis
 
+from django_cluster_lock import names
+from django_cluster_lock.flights.ground import Ground
+from django_cluster_lock.flights.messages import Ticket
+from django_cluster_lock.flights.policy import POLICY
 from tests.celery.workload import LATE, PATIENCE, app, join, late
 from tests.records import until
 from tests.workers import redeliver
@@ -48,6 +52,20 @@ def test_a_copy_that_arrives_after_the_end_is_dropped(flights, setup, how):
     flights.until("dropped")
     assert len(flights.events("start")) == 1
     assert str(app.AsyncResult(result.id).get(propagate=False)) == value
+
+
+def test_a_copy_that_is_dropped_leaves_the_key_that_was_kept_for_it(flights):
+    """Of a run whose lease had ended, so that the key was handed to its message again before it was through."""
+    record = flights.record(join)
+    ground = Ground.of(app, getattr(join, POLICY), record.keys.name)
+    copy = f"copy-{flights.key}"
+    ground.claim(f"{copy}:0", 0.0)
+    record.client.set(names.outbox_keys(flights.setup["prefix"], record.keys).ended + f"{copy}:0".encode(), "1")
+    headers = Ticket(record.keys.name, again=True).headers()
+    app.send_task("join", (flights.key,), task_id=copy, headers=headers)
+    flights.until("dropped")
+    flights.until_free(join)
+    assert not flights.events("start")
 
 
 @pytest.mark.parametrize("how", ["succeed", "fail"])

@@ -30,11 +30,11 @@ class Key(Record):
         reply = self.run(outbox.claim(self.outbox, new_token(), terms, f"{letter}:0", now=time.monotonic()))
         return reply.details[0]
 
-    def call(self, letter, message, *, replaces=False):
+    def call(self, letter, message, token=None, *, replaces=False):
         """A call that parks its message, for which that of a later one may be taken."""
         terms, how = self.alias.terms_of_task(10, letter), {"message": message.encode(), "replaceable": True}
         how |= {"now": time.monotonic(), "replaces": replaces}
-        return self.told(self.run(outbox.claim(self.outbox, new_token(), terms, f"{letter}:0", **how)))
+        return self.told(self.run(outbox.claim(self.outbox, token or new_token(), terms, f"{letter}:0", **how)))
 
     def an_early_and_a_later_call(self):
         """The places of two calls, "a" before "b", of which only the later one still has its claim."""
@@ -247,6 +247,30 @@ def test_a_message_that_has_gone_out_once_is_not_replaced_by_a_later_call(key):
     key.start("a")
     assert key.start("b", int(published[0].sequence), copy=True) == ("parked",)
     assert key.call("b", "late", replaces=True) == ("gone",)
+
+
+@pytest.mark.parametrize("mode", ["rerun", "wait"])
+def test_a_call_whose_request_comes_again_runs_once(key, mode):
+    key, token = key(mode), new_token()
+    key.start("a")
+    assert key.call("b", "b", token) == ("parked",)
+    assert key.land("a", outcome=b"") == ("next", "b")
+    published = key.parked()
+
+    def called_again():
+        assert key.call("b", "b", token) == ("parked",)
+        assert key.call("b", "late", replaces=True) == ("gone",)
+
+    called_again()
+    assert key.start("b", int(published[0].sequence), copy=True) == ("own",)
+    called_again()
+    key.confirm(published)
+    called_again()
+    assert not key.parked()
+    assert key.land("b") == ("released",)
+    called_again()
+    assert not key.parked()
+    assert key.holder() is None
 
 
 def test_a_message_that_was_on_its_way_does_not_replace_a_later_call(key):
