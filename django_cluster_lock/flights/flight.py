@@ -75,6 +75,7 @@ class Flight(Lock):
         self.next_entry = outbox.entry_of(task_id, retries + 1, replaced)
         self.ground = Ground.of(task.app, policy, name)
         self._own_token = token
+        self._place = 0
 
     def start(
         self, message: Message | None = None, *, flight_of: str = "", copy: bool = False, place: int = 0
@@ -92,6 +93,7 @@ class Flight(Lock):
         token = self._own_token or new_token()
         reply = self._run(self._starting(token, message.dumps() if message else b"", flight_of, copy, place))
         if isinstance(reply, Grant):
+            self._place = place or (0 if copy else reply.fence)
             return Standing("own")
         if reply.status == b"passed":
             return Standing("passed", packed=json.loads(reply.details[0]))
@@ -115,7 +117,7 @@ class Flight(Lock):
         """Ends the flight; see `Ground.land`."""
         (lease,) = self._give_up()
         lease.closed = True
-        landing = Landing(self.entry, lease.grant.token, ended=ended, kept=kept)
+        landing = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, place=self._place)
         return self.ground.land(landing, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
 
     def _starting(self, token: bytes, message: bytes, flight_of: str, copy: bool, place: int) -> Flow[Reply | Grant]:

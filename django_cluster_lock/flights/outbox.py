@@ -51,6 +51,7 @@ class Landing:
         ended: whether for good: copies of its message are dropped then.
         kept: the entry that the key is kept for.
         by_claim: whether the key is also let go if it still is the entry's claim.
+        place: of the run's call among those of the key; 0 if that is not known.
     """
 
     entry: str
@@ -58,6 +59,7 @@ class Landing:
     ended: bool = True
     kept: str = ""
     by_claim: bool = False
+    place: int = 0
 
 
 def claim(
@@ -144,7 +146,7 @@ def land(
     token, terms = claim
     place = outbox.lock.member, outbox.lock.wake, outbox.mode
     flags = b"%d" % landing.by_claim, b"%d" % landing.ended
-    run = landing.entry.encode(), token, *flags, outcome, landing.kept.encode()
+    run = landing.entry.encode(), token, *flags, outcome, landing.kept.encode(), b"%d" % landing.place
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
     call = _call(outbox, scripts.LAND, args, deadline, landing.entry, landing.kept or landing.entry)
     call.once = once

@@ -4,13 +4,19 @@
 --        of the same again)
 -- ARGV   token, ttl ms of a claim, ttl ms of a lease, member of the index, start of the wake keys, mode, entry, random
 --        part of the token of a claim that follows, 1 if the entry's own claim counts too, 1 if its run has ended for
---        good, the outcome that settles others (empty: none), entry that the lock is kept for (empty: none), then
---        entries that were published, each with its sequence
+--        good, the outcome that settles others (empty: none), entry that the lock is kept for (empty: none), place of
+--        the run's call (0: not known), then entries that were published, each with its sequence
 -- Returns {'settle', entry, sequence, message, ...}  to be published with the outcome; the lock is still held
 --         {'next', entry, sequence, message}         to be published: the lock is its claim now
 --         {'kept'} {'handed'} {'released'}           for a message under way, to a waiter, to nobody
 --         {'lost'}                                   the lock was not its any more; what is parked behind a free one is
 --                                                    answered as 'next' all the same
+local function remember(place, outcome)
+  if number(place) >= math.max(latest_run(), 1) then
+    redis.call('SET', latest, place .. ' ' .. outcome, 'PX', ENDED_LIFE)
+  end
+end
+
 local token, claim_ttl, lease_ttl, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wakes, mode, entry, random = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local by_claim, ended, outcome, kept = ARGV[9] == '1', ARGV[10] == '1', ARGV[11], ARGV[12]
@@ -22,12 +28,13 @@ if ended then
   redis.call('SET', KEYS[7], '1', 'PX', ENDED_LIFE)
   forget(entry, member)
 end
-for i = 13, #ARGV, 2 do
+for i = 14, #ARGV, 2 do
   forget(ARGV[i], member, ARGV[i + 1])
 end
 
 if random_of(holder) == random then return handed_before(holder, random) or {'kept'} end
 if not holder or not (holder == token or (by_claim and is_claim_of(entry, holder, field[6]))) then
+  if mode == 'rerun' and outcome ~= '' then remember(ARGV[13], outcome) end  -- an earlier call must not undo it
   local free = not (holder and deadline > now) and not queue
   return free and hand_over(random, mode, fence, newest, claim_ttl, member) or {'lost'}
 end
@@ -43,9 +50,7 @@ if outcome ~= '' and (mode == 'join' or mode == 'rerun') then
   local upto = '+inf'
   if mode == 'rerun' then
     local place = field[7] or '0'
-    if number(place) >= math.max(latest_run(), 1) then
-      redis.call('SET', latest, place .. ' ' .. outcome, 'PX', ENDED_LIFE)
-    end
+    remember(place, outcome)
     upto = '(' .. place
   end
   local found = redis.call('ZRANGEBYSCORE', order, '-inf', upto, 'LIMIT', 0, PAGE)

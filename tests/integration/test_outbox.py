@@ -50,8 +50,8 @@ class Key(Record):
         reply = self.run(outbox.start(self.outbox, self.tokens[letter], terms, f"{letter}:0", **options))
         return ("own",) if isinstance(reply, Grant) else self.told(reply)
 
-    def land(self, letter, outcome=OUTCOME):
-        landing, claim = Landing(f"{letter}:0", self.tokens[letter]), (self.tokens[letter], self.terms)
+    def land(self, letter, outcome=OUTCOME, place=0):
+        landing, claim = Landing(f"{letter}:0", self.tokens[letter], place=place), (self.tokens[letter], self.terms)
         how = {"outcome": outcome, "deadline": time.monotonic() + 5}
         return self.told(self.run(outbox.land(self.outbox, landing, claim, self.terms.ttl, (), **how)))
 
@@ -124,6 +124,16 @@ def test_a_late_message_does_not_run_after_a_later_call(key):
     assert key.start("sent") == ("own",)  # nor is one that was sent without a call
     assert key.land("sent") == ("released",)
     assert key.start("a", early) == ("passed",)
+
+
+def test_an_earlier_call_does_not_undo_a_later_one_whose_run_has_lost_the_key(key):
+    key = key("rerun")
+    early, later = key.an_early_and_a_later_call()
+    assert key.start("b", later) == ("own",)
+    assert key.start("a", early) == ("parked",)
+    key.forget()
+    assert key.land("b", place=later) == ("next", "a")
+    assert key.start("a", early, copy=True) == ("passed",)
 
 
 def test_a_copy_of_unknown_age_settles_nobody_and_hides_no_later_call(key):
