@@ -37,7 +37,7 @@ if replaces and entry ~= waiting then return {'gone'} end
 if message ~= '' and not (mine or replaces) then
   local handed = held and handed_before(holder, random)
   if handed then return handed end
-  local flies = held and field[6] == ARGV[7]
+  local flies = held and field[6] == ARGV[7] and entry == ARGV[7] .. ':0'  -- what follows a run has another attempt
   if flies or redis.call('EXISTS', KEYS[7]) == 1 then return {'parked'} end
 end
 

@@ -283,6 +283,15 @@ def test_a_call_whose_request_comes_again_runs_once(key, mode):
     assert key.holder() is None
 
 
+@pytest.mark.parametrize("entry", ["a:1", "a:0.1"], ids=["retry", "replacement"])
+def test_what_follows_a_run_under_its_id_is_parked_behind_it(key, entry):
+    key = key("wait")
+    key.start("a")
+    flow = outbox.claim(key.outbox, new_token(), key.terms, entry, now=time.monotonic(), message=b"follows")
+    assert key.told(key.run(flow)) == ("parked",)
+    assert key.land("a") == ("next", "follows")
+
+
 def test_a_message_that_was_on_its_way_does_not_replace_a_later_call(key):
     key = key("rerun")
     key.start("a")
