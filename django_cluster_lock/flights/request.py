@@ -80,8 +80,7 @@ class Recovers:
         if not self._recovered:
             self._recovered = True
             self._kept = self._may_come_again()
-            ended = self.acknowledged and not self._kept
-            self._end(kept=self._entry if self._kept else "", token=self._run_token, ended=ended)
+            self._end(kept=self._entry if self._kept else "", token=self._run_token)
 
     def _may_come_again(self) -> bool:
         dropped = self.acknowledged or self._already_revoked
