@@ -64,14 +64,6 @@ SCRIPT_MUTANTS = [
         mode="rerun",
     ),
     ScriptMutant(
-        "a message keeps its place when it is replaced",
-        ("claim",),
-        "park(entry, message, mode, fence, member, 0, replaces)",
-        "park(entry, message, mode, fence, member, 0)",
-        "F7",
-        mode="rerun",
-    ),
-    ScriptMutant(
         "a late message counts as the latest",
         ("start",),
         "park(entry, message, mode, fence, member, place)",
