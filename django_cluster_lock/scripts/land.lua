@@ -11,6 +11,7 @@
 --         {'kept'} {'handed'} {'released'}           for a message under way, to a waiter, to nobody
 --         {'lost'}                                   the lock was not its any more; what is parked behind a free one is
 --                                                    answered as 'next' all the same
+
 local function remember(place, outcome)
   if number(place) >= math.max(latest_run(), 1) then
     redis.call('SET', latest, place .. ' ' .. outcome, 'PX', ENDED_LIFE)
