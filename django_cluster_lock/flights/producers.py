@@ -121,26 +121,37 @@ class Gate(Borrowed):
         return producer.publish(body, **options)
 
     def _lend(self) -> AbstractContextManager[Any]:
-        if self._app.pool.limit != 1 and _early.acquire(blocking=False):
+        producer = None
+        if _early.acquire(blocking=False):
             try:
                 producer = self._taken_early()
             finally:
                 _early.release()
-            if producer:
-                return producer
-        elif self.flies():
-            return super()._lend()
+        if self.flies():
+            return producer or super()._lend()
         if self._keeps and self.claim and not self.claim.waiting:
             return Recorder(self._app)
         raise Duplicate
 
     def _taken_early(self) -> AbstractContextManager[Any] | None:
-        """A producer for a flight, taken before it is known to be one: that lasts about as long as the answer needs."""
-        producer: AbstractContextManager[Any] = self._app.producer_pool.acquire(block=True)
-        flies = False
+        """A producer for a flight, taken before it is known to be one: that lasts about as long as the answer needs.
+
+        It has a connection of the pool's, as those that the app's pool of producers makes, but waits for none: a
+        duplicate has no need of it.
+        """
+        pool: Any = self._app.pool
+        if pool.limit == 1:
+            return None
         try:
-            flies = self.flies()
+            connection = pool.acquire()
+        except pool.LimitExceeded:
+            return None
+        lent = False
+        try:
+            producer: Any = self._app.amqp.Producer(connection)
+            producer.release = connection.release
+            lent = self.flies()
         finally:
-            if not flies:
-                producer.__exit__(None, None, None)
-        return producer if flies else None
+            if not lent:
+                connection.release()
+        return producer if lent else None

@@ -2,7 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 
 import pytest
@@ -121,19 +121,38 @@ def test_celery_tells_of_a_duplicate_by_the_producer_of_its_caller(make_task, fl
     assert flights.parked(task) == 1
 
 
+@pytest.fixture
+def taken():
+    """Takes all producers of a task's app for a while: ``with taken(task): ...``"""
+
+    @contextmanager
+    def take(task):
+        with ExitStack() as stack:
+            for _ in range(task.app.pool.limit):
+                stack.enter_context(task.app.producer_pool.acquire(block=True))
+            yield
+
+    return take
+
+
 @pytest.mark.parametrize("limit", [1, 2])
-def test_only_a_flight_waits_for_a_producer_where_all_are_taken(make_task, flights, limit):
+def test_a_flight_waits_for_a_producer_where_all_are_taken(make_task, flights, taken, limit):
     task = make_task(conf=with_producers(limit, flights))
     call(task, f"{flights.key}-before")  # the layout of the cluster is known from now on
     with ThreadPoolExecutor(1) as thread:
-        with ExitStack() as stack:
-            for _ in range(limit):
-                stack.enter_context(task.app.producer_pool.acquire(block=True))
+        with taken(task):
             flight = thread.submit(call, task, flights.key)
             until(lambda: flight.done() or not flights.free(task))
-            joined = call(task, flights.key)
             assert not flight.done(), flight.exception()
-        assert flight.result(30).id == joined.id
+        assert call(task, flights.key).id == flight.result(30).id
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_duplicate_waits_for_no_producer(make_task, flights, taken, limit):
+    task = make_task(conf=with_producers(limit, flights))
+    first = call(task, flights.key)
+    with ThreadPoolExecutor(1) as thread, taken(task):
+        assert thread.submit(call, task, flights.key).result(30).id == first.id
 
 
 @pytest.mark.parametrize("limit", [1, 2])
