@@ -3,8 +3,7 @@ std = "lua51"
 read_globals = { "redis", "KEYS", "ARGV", "cjson", "cmsgpack", "struct", "bit" }
 max_line_length = 120
 
--- common.lua is put before every other script when it is loaded, handing.lua before those that give a lock up, outbox.lua
--- before those of single flight, so their locals are theirs too; not every script uses each of them.
+-- How scripts.py puts them together: each sees the locals of those before it; not every script uses each of them.
 local folder = "django_cluster_lock/scripts/"
 local function locals_of(script, names)
   for line in assert(io.open(folder .. script)):lines() do
@@ -14,17 +13,26 @@ local function locals_of(script, names)
   end
   return names
 end
-local common = locals_of("common.lua", {})
-local handing = locals_of("handing.lua", locals_of("common.lua", {}))
-local flights = locals_of("outbox.lua", locals_of("handing.lua", locals_of("common.lua", {})))
-files[folder .. "*.lua"] = { read_globals = common }
-for _, script in ipairs({ "claim", "start", "land", "drain", "confirm" }) do
-  files[folder .. script .. ".lua"] = { read_globals = flights }
+local function before(...)
+  local names = locals_of("common.lua", {})
+  for _, script in ipairs({ ... }) do locals_of(script .. ".lua", names) end
+  return names
 end
-files[folder .. "release.lua"] = { read_globals = handing }
-files[folder .. "handing.lua"] = { read_globals = common, ignore = { "211" } }
-files[folder .. "common.lua"] = { ignore = { "211" } }
-files[folder .. "outbox.lua"] = { read_globals = common, ignore = { "211" } }
+local function check(script, names, ...)
+  files[folder .. script .. ".lua"] = { read_globals = names, ignore = { ... } }
+end
+local UNUSED = "211"
+files[folder .. "*.lua"] = { read_globals = before() }
+for _, script in ipairs({ "start", "land", "drain", "confirm" }) do
+  check(script, before("handing", "places", "outbox"))
+end
+check("claim", before("places"), UNUSED)
+check("park", before("places", "claim", "outbox"))
+check("release", before("handing"))
+check("common", {}, UNUSED)
+check("handing", before(), UNUSED)
+check("places", before(), UNUSED)
+check("outbox", before("places"), UNUSED)
 
 -- The caller's script comes before this one.
 files[folder .. "guard.lua"] = { read_globals = { "guarded" } }

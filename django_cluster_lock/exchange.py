@@ -114,7 +114,8 @@ class Course:
 
     def request(self) -> Send:
         """The request to the node: a sleep at the first attempt, the script, the wait for replicas."""
-        call, commands, blocks = self.call, list[Command](), 0.0
+        call, blocks = self.call, 0.0
+        commands: list[Command] = []
         assert self.node is not None
         if self.blocking and call.block:
             commands.append((b"BLPOP", call.block.key, b"%.3f" % call.block.seconds))

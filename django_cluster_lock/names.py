@@ -58,18 +58,22 @@ def slot_of(key: bytes) -> int:
         end = key.find(b"}", start + 1)
         if end > start + 1:
             key = key[start + 1 : end]
-    return binascii.crc_hqx(key, 0) % SLOTS
+    return _hash(key)
+
+
+def _hash(tag: bytes) -> int:
+    return binascii.crc_hqx(tag, 0) % SLOTS
 
 
 @lru_cache(maxsize=1)
-def slot_tags() -> tuple[str, ...]:
+def slot_tags() -> tuple[bytes, ...]:
     """For each slot a short string that hashes to it."""
-    tags: dict[int, str] = {}
-    alphabet = string.digits + string.ascii_lowercase
+    tags: dict[int, bytes] = {}
+    alphabet = (string.digits + string.ascii_lowercase).encode()
     for length in itertools.count(1):
         for letters in itertools.product(alphabet, repeat=length):
-            tag = "".join(letters)
-            tags.setdefault(binascii.crc_hqx(tag.encode(), 0) % SLOTS, tag)
+            tag = bytes(letters)
+            tags.setdefault(_hash(tag), tag)
             if len(tags) == SLOTS:
                 return tuple(tags[slot] for slot in range(SLOTS))
     raise AssertionError
@@ -77,12 +81,12 @@ def slot_tags() -> tuple[str, ...]:
 
 def index_key(prefix: str, slot: int) -> bytes:
     """The key of the index of one slot's locks."""
-    return f"{prefix}:index:{{{slot_tags()[slot]}}}".encode()
+    return b"%sindex:{%s}" % (_start(prefix), slot_tags()[slot])
 
 
 def outboxes_key(prefix: str, slot: int) -> bytes:
     """The key of the index of one slot's locks behind which messages are parked."""
-    return f"{prefix}:outboxes:{{{slot_tags()[slot]}}}".encode()
+    return b"%soutboxes:{%s}" % (_start(prefix), slot_tags()[slot])
 
 
 @lru_cache
@@ -134,20 +138,12 @@ def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
     short = whole if len(whole) <= LONGEST_IN_KEY else b"%h" + hashlib.sha256(whole).hexdigest().encode()
     start = _start(prefix)
     if tag is None:
-        place, member = b"{" + short + b"}", whole
+        slot, place, member = _hash(short), b"{%s}" % short, whole
     else:
-        braced = b"{" + _checked_tag(tag, name) + b"}"
-        place, member = braced + b":" + short, braced + b":" + whole
-    slot = slot_of(place)
-    return Keys(
-        name,
-        record=start + b"lock:" + place,
-        index=index_key(prefix, slot),
-        wake=start + b"wake:" + place + b":",
-        member=member,
-        slot=slot,
-        guard=start + b"fence:" + place,
-    )
+        shared = _checked_tag(tag, name)
+        slot, place, member = _hash(shared), b"{%s}:%s" % (shared, short), b"{%s}:%s" % (shared, whole)
+    record, wake, guard = start + b"lock:" + place, b"%swake:%s:" % (start, place), start + b"fence:" + place
+    return Keys(name, record, index_key(prefix, slot), wake, member, slot, guard)
 
 
 def name_and_tag(member: bytes) -> tuple[str, str | None]:
@@ -164,13 +160,8 @@ def outbox_keys(prefix: str, keys: Keys) -> OutboxKeys:
     """The further keys of a flight's lock."""
     start = _start(prefix)
     place = keys.record.removeprefix(start + b"lock:")
-    return OutboxKeys(
-        order=start + b"order:" + place,
-        messages=start + b"parked:" + place,
-        outboxes=outboxes_key(prefix, keys.slot),
-        latest=start + b"latest:" + place,
-        ended=start + b"ended:" + place + b":",
-    )
+    order, messages, outboxes = start + b"order:" + place, start + b"parked:" + place, outboxes_key(prefix, keys.slot)
+    return OutboxKeys(order, messages, outboxes, start + b"latest:" + place, b"%sended:%s:" % (start, place))
 
 
 def is_flight(name: str) -> bool:
@@ -238,7 +229,8 @@ def fill(template: str, values: Mapping[str, object]) -> str:
     for text, field in parts:
         name.append(text)
         if field is not None:
-            name.append(_written(template, field, values).translate(escapes))
+            written = _written(template, field, values)
+            name.append(written if written.isalnum() else written.translate(escapes))
     filled = "".join(name)
     if not filled:
         raise ValueError(f"template {template!r} gives an empty name for {dict(values)!r}")

@@ -77,6 +77,7 @@ class Ground(NamedTuple):
         delay: float,
         message: Message | None = None,
         *,
+        new: bool = False,
         replaces: bool = False,
         replaceable: bool = False,
     ) -> Claim:
@@ -84,6 +85,7 @@ class Ground(NamedTuple):
 
         Args:
             delay: for how long the call's message will wait before it may be run.
+            new: whether its task id was made for this call.
             replaces: whether the message is to take the place of the one that waits as this entry.
             replaceable: whether that of a later call may take its place.
 
@@ -91,13 +93,13 @@ class Ground(NamedTuple):
             LockUnavailable, LockNotReplicated: whether it is taken is unknown.
         """
         token, raw = new_token(), message.dumps() if message else b""
-        flags = {"replaces": replaces, "replaceable": replaceable}
+        flags = {"new": new, "replaces": replaces, "replaceable": replaceable}
         return self._claim_of(self.alias.run(self._claiming(token, entry, delay, message=raw, **flags)), token)
 
-    def claim_ahead(self, entry: str, delay: float) -> Callable[[], Claim]:
+    def claim_ahead(self, entry: str, delay: float, *, new: bool) -> Callable[[], Claim]:
         """Asks for the key; what is returned waits for the answer, and has to be called. It raises as `claim`."""
         token = new_token()
-        answer = self.alias.run_ahead(self._claiming(token, entry, delay))
+        answer = self.alias.run_ahead(self._claiming(token, entry, delay, new=new))
         return lambda: self._claim_of(answer(), token)
 
     def _claiming(self, token: bytes, entry: str, delay: float, **options: Any) -> Flow[Reply]:

@@ -14,6 +14,7 @@ from django_cluster_lock import names
 from django_cluster_lock.flights.policy import Policy, template_of
 from django_cluster_lock.values import canonical
 
+_AS_IT_IS = (str, int)
 LONGEST_READABLE = 200  # characters of a name; a longer one stands as a digest, since each index entry holds it whole
 
 
@@ -91,7 +92,7 @@ def _values(form: _Form, arguments: Mapping[str, Any]) -> dict[str, object]:
 
 def _plain(value: Any, annotation: Any) -> object:
     """A pydantic model as the message carries it; what stands for one gets its defaults first."""
-    if isinstance(value, str | int):
+    if isinstance(value, _AS_IT_IS):
         return value
     if isinstance(value, Mapping):
         model = next((kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)), None)

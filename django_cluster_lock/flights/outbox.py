@@ -17,6 +17,7 @@ from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
 from django_cluster_lock.scripts import Script
 
 _NOT_CLAIMED = (b"busy", b"parked", b"gone")
+_FLAG = b"0", b"1"
 GRACE = b"5000"  # ms for whoever handed the key over to publish the message
 
 
@@ -69,6 +70,7 @@ def claim(
     entry: str,
     *,
     now: float,
+    new: bool = False,
     message: bytes = b"",
     replaces: bool = False,
     replaceable: bool = False,
@@ -78,6 +80,7 @@ def claim(
     A claim keeps duplicates away, but excludes nobody: so no replica has to acknowledge it, as one must a message.
 
     Args:
+        new: whether the entry's task id was made for this call, so that nothing can be known of it yet.
         replaces: whether the message takes the place of the one that is parked as this entry.
         replaceable: whether that of a later call may take its place.
 
@@ -85,13 +88,14 @@ def claim(
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
     raw = entry.encode()
-    owner = *terms.owner[:3], raw.rpartition(b":")[0]  # of the terms, which know no task
-    of_call = raw, outbox.mode, message, b"%d" % replaces, b"%d" % replaceable
+    task, _, attempt = raw.rpartition(b":")
+    owner = *terms.owner[:3], task  # of the terms, which know no task
+    of_call = raw, outbox.mode, message, _FLAG[replaces], _FLAG[replaceable]
     args = (token, terms.ttl, outbox.lock.member, *owner, *of_call)
-    call = _call(outbox, scripts.CLAIM, args, now + terms.patience, entry)
+    call = _call(outbox, scripts.CLAIM, args, now + terms.patience, *(() if new else (raw,)))
     call.replicas = terms.replicas if message else 0
-    parks = entry if message and not replaceable else ""  # else other callers may count on it as well
-    return _undone_if_it_fails(outbox, call, _claim_token(entry, token), parks, _NOT_CLAIMED)
+    parks = raw if message and not replaceable else b""  # else other callers may count on it as well
+    return _undone_if_it_fails(outbox, call, _claim_token(attempt, token), parks, _NOT_CLAIMED)
 
 
 def start(
@@ -116,12 +120,13 @@ def start(
     Raises:
         LockUnavailable, LockNotReplicated: whether it was done is unknown, and it was undone where possible.
     """
-    args = (token, terms.ttl, outbox.lock.member, *terms.owner, entry.encode(), outbox.mode, message)
-    further = flight_of.encode(), b"%d" % copy, b"%d" % place, claim_terms.ttl
-    call = _call(outbox, scripts.START, (*args, *further), now + terms.patience, entry)
+    raw = entry.encode()
+    args = (token, terms.ttl, outbox.lock.member, *terms.owner, raw, outbox.mode, message)
+    further = flight_of.encode(), _FLAG[copy], b"%d" % place, claim_terms.ttl
+    call = _call(outbox, scripts.START, (*args, *further), now + terms.patience, raw)
     call.replicas = terms.replicas
     # What it may have parked stays: its message comes again under the same entry, and may be parked anew before this.
-    reply = yield from _undone_if_it_fails(outbox, call, token, "", (b"parked",))  # busy, the token is used once more
+    reply = yield from _undone_if_it_fails(outbox, call, token, b"", (b"parked",))  # busy, the token is used once more
     if reply.status == b"own":
         return protocol.granted(outbox.lock, token, terms, reply)
     return reply
@@ -145,10 +150,10 @@ def land(
     """
     token, terms = claim
     place = outbox.lock.member, outbox.lock.wake, outbox.mode
-    flags = b"%d" % landing.by_claim, b"%d" % landing.ended
-    run = landing.entry.encode(), token, *flags, outcome, landing.kept.encode(), b"%d" % landing.place
+    entry, kept, flags = landing.entry.encode(), landing.kept.encode(), (_FLAG[landing.by_claim], _FLAG[landing.ended])
+    run = entry, token, *flags, outcome, kept, b"%d" % landing.place
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
-    call = _call(outbox, scripts.LAND, args, deadline, landing.entry, landing.kept or landing.entry)
+    call = _call(outbox, scripts.LAND, args, deadline, entry, kept or entry)
     call.once = once
     return protocol.ask(call)
 
@@ -170,7 +175,8 @@ def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, onc
 
 def lengthen(outbox: Outbox, entry: str, token: bytes, terms: Terms, *, deadline: float) -> Flow[Reply]:
     """Makes the claim of an entry last longer, if it is that of this token."""
-    args = (_claim_token(entry, token), terms.ttl)
+    _, _, attempt = entry.encode().rpartition(b":")
+    args = (_claim_token(attempt, token), terms.ttl)
     return protocol.ask(Call(outbox.lock, scripts.RENEW, args, deadline))
 
 
@@ -198,13 +204,13 @@ def parked_of(reply: Reply) -> list[Parked]:
     return [Parked(*details[place : place + 3]) for place in range(0, len(details), 3)]
 
 
-def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: float, *entries: str) -> Call:
+def _call(outbox: Outbox, script: Script, args: tuple[bytes, ...], deadline: float, *entries: bytes) -> Call:
     *keys, ended = outbox.keys
-    return Call(outbox.lock, script, args, deadline, also=(*keys, *map(ended.__add__, map(str.encode, entries))))
+    return Call(outbox.lock, script, args, deadline, also=(*keys, *map(ended.__add__, entries)))
 
 
 def _undone_if_it_fails(
-    outbox: Outbox, call: Call, token: bytes, parks: str, refused: tuple[bytes, ...]
+    outbox: Outbox, call: Call, token: bytes, parks: bytes, refused: tuple[bytes, ...]
 ) -> Flow[Reply]:
     """A call that may leave a lease behind, or a message that it parks as that entry.
 
@@ -226,13 +232,13 @@ def _undone_if_it_fails(
         with suppress(LockError):
             yield protocol.give_up(outbox.lock, token, mark=mark)
             if parks:
-                yield from confirm(outbox, [Parked(parks.encode(), b"", b"")], deadline=0.0, once=True)
+                yield from confirm(outbox, [Parked(parks, b"", b"")], deadline=0.0, once=True)
         raise
     return reply
 
 
-def _claim_token(entry: str, token: bytes) -> bytes:
-    return b"~%s~%s" % (entry.rpartition(":")[2].encode(), token)
+def _claim_token(attempt: bytes, token: bytes) -> bytes:
+    return b"~%s~%s" % (attempt, token)
 
 
 def _places(published: Sequence[Parked]) -> tuple[bytes, ...]:

@@ -22,8 +22,9 @@ from django_cluster_lock.flights.run import running
 
 logger = logging.getLogger("django_cluster_lock")
 _CHANNELS = {"producer", "publisher", "connection"}  # the caller's own, if it gives one
-# With one of these somebody waits for the very task id of the call: its message has to go out, duplicate or not.
-_AWAITED = ("task_id", "link", "link_error", "chain", "chord", "group_id")
+# With one of these, or an id of the caller's, somebody waits for the very task id of the call: its message has to go
+# out, duplicate or not.
+_AWAITED = ("link", "link_error", "chain", "chord", "group_id")
 Send = Callable[..., "AsyncResult[Any]"]
 
 
@@ -63,10 +64,15 @@ class _Call:
         self.task, self.policy, self.send = task, policy, send
         self.ground = Ground.of(task.app, policy, name)
         self.delay = delay_of(task.app, options)
-        self.awaited = any(map(options.get, _AWAITED))
         self.parks = policy.on_duplicate in ("rerun", "wait")
         self.options = options
-        options["task_id"] = options.get("task_id") or uuid()
+        self.new = not options.get("task_id")
+        if self.new:
+            options["task_id"] = uuid()
+
+    @property
+    def awaited(self) -> bool:
+        return not self.new or any(map(self.options.get, _AWAITED))
 
     @property
     def entry(self) -> str:
@@ -85,7 +91,7 @@ class _Call:
         try:
             if self._may_fly_ahead:
                 return self._fly_ahead()
-            return self._answered(self.ground.claim(self.entry, self.delay))
+            return self._answered(self.ground.claim(self.entry, self.delay, new=self.new))
         except LockUnavailable as error:
             if error.unanswered:  # a claim may have been made, which no message would ever take over
                 _free_key(self.task, self.ground, self.entry)
@@ -97,7 +103,8 @@ class _Call:
     def _fly_ahead(self) -> "AsyncResult[Any]":
         """Has Celery make the message while the claim is on its way."""
         made = None
-        gate = Gate(self.task.app, self.ground.claim_ahead(self.entry, self.delay), keeps=self.parks)
+        answer = self.ground.claim_ahead(self.entry, self.delay, new=self.new)
+        gate = Gate(self.task.app, answer, keeps=self.parks)
         try:
             with gate:
                 made = self._publish(producer=gate)

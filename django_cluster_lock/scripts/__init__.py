@@ -5,6 +5,7 @@ replica without them, and loading them on every primary would fail while any one
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -20,9 +21,9 @@ class Script:
     sha: bytes
 
 
-def _load(name: str, key_count: int, *shared: str, before: bytes = b"") -> Script:
+def _load(name: str, key_count: int, *shared: str, after: Sequence[str] = (), before: bytes = b"") -> Script:
     folder = resources.files(__name__)
-    parts = (folder.joinpath(f"{part}.lua").read_bytes() for part in ("common", *shared, name))
+    parts = (folder.joinpath(f"{part}.lua").read_bytes() for part in ("common", *shared, name, *after))
     text = before + b"\n".join(parts)
     return Script(name, key_count, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
@@ -42,10 +43,10 @@ RELEASE = _load("release", 1, "handing")
 SWEEP = _load("sweep", 2)
 LOOK = _load("look", 1)
 
-# Of single flight. Their further keys are the outbox's.
-CLAIM = _load("claim", 2, "outbox")
-START = _load("start", 2, "outbox")
-LAND = _load("land", 2, "handing", "outbox")
-DRAIN = _load("drain", 2, "outbox")
-CONFIRM = _load("confirm", 2, "outbox")
+# Of single flight. Their further keys are the outbox's. What a claim without a message has no use for comes last.
+CLAIM = _load("claim", 2, "places", after=("outbox", "park"))
+START = _load("start", 2, "places", "outbox")
+LAND = _load("land", 2, "handing", "places", "outbox")
+DRAIN = _load("drain", 2, "places", "outbox")
+CONFIRM = _load("confirm", 2, "places", "outbox")
 ENDED = _load("ended", 1)
