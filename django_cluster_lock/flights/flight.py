@@ -113,11 +113,18 @@ class Flight(Lock):
     def _detaching(self) -> Flow[str]:
         raise LockError(self.name, HELD_BY_THE_RUN)
 
-    def land(self, outcome: Packed | None = None, *, ended: bool = True, kept: str = "") -> str:
-        """Ends the flight; see `Ground.land`."""
+    def land(
+        self, outcome: Packed | None = None, *, ended: bool = True, kept: str = "", replayable: bool = False
+    ) -> str:
+        """Ends the flight; see `Ground.land`.
+
+        Args:
+            replayable: whether its message, if it is no copy, may be run again.
+        """
         (lease,) = self._give_up()
         lease.closed = True
-        landing = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, place=self._place)
+        place = 0 if replayable else self._place
+        landing = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, place=place)
         return self.ground.land(landing, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
 
     def _starting(self, token: bytes, message: bytes, flight_of: str, copy: bool, place: int) -> Flow[Reply | Grant]:

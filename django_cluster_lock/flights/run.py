@@ -143,7 +143,7 @@ class _Arrival:
         if status == "over":
             raise LockUnavailable(ticket.name, "its request was given up")
         if status == "ended":  # a copy, for which the key may be kept
-            self.flight.ground.land(Landing(self.flight.entry, by_claim=True))
+            self.flight.ground.land(Landing(self.flight.entry, by_claim=True, place=ticket.place))
         if status == "parked":
             flight_parked.send_robust(self.task, name=ticket.name, task_id=self.id, holder=holder)
         raise self._moved_on()
@@ -240,7 +240,8 @@ def _landed(task: "Task[..., Any]", flight: Flight, retval: Any, state: str | No
         return flight.land(Outcome(None, retval).packed(task))
     if _comes_again(retval):
         return flight.land(ended=False, kept=flight.entry)
-    return flight.land(ended=state is not None)  # None: the process is being stopped, and the message may come again
+    # None: the process is being stopped, and the message may come again. A rejected one may be kept as a dead letter.
+    return flight.land(ended=state is not None, replayable=state == states.REJECTED)
 
 
 def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str | None) -> None:
@@ -251,7 +252,8 @@ def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str
     entry = entry_of(request.id or "", request.retries, request.replaced_task_nesting)
     again = _comes_again(retval)
     ended, kept = state is not None and not again, entry if again else ""
-    Ground.of(task.app, policy, name).land(Landing(entry, ended=ended, kept=kept, by_claim=True))
+    place = 0 if state == states.REJECTED else ticket.place
+    Ground.of(task.app, policy, name).land(Landing(entry, ended=ended, kept=kept, by_claim=True, place=place))
 
 
 def _comes_again(retval: Any) -> bool:

@@ -20,13 +20,13 @@ end
 
 local token, claim_ttl, lease_ttl, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wakes, mode, entry, random = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local by_claim, ended, outcome, kept = ARGV[9] == '1', ARGV[10] == '1', ARGV[11], ARGV[12]
+local by_claim, ended, outcome, kept, place = ARGV[9] == '1', ARGV[10] == '1', ARGV[11], ARGV[12], ARGV[13]
 local field = read('t', 'f', 'd', 'a', 'qh', 'k', 'g')
 local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 
 expire(deadline, newest)  -- first, since full memory allows it: a flight must be able to end
 if ended then
-  redis.call('SET', KEYS[7], '1', 'PX', ENDED_LIFE)
+  redis.call('SET', KEYS[7], place, 'PX', ENDED_LIFE)
   forget(entry, member)
 end
 for i = 14, #ARGV, 2 do
@@ -35,7 +35,7 @@ end
 
 if random_of(holder) == random then return handed_before(holder, random) or {'kept'} end
 if not holder or not (holder == token or (by_claim and is_claim_of(entry, holder, field[6]))) then
-  if mode == 'rerun' and outcome ~= '' then remember(ARGV[13], outcome) end  -- an earlier call must not undo it
+  if mode == 'rerun' and outcome ~= '' then remember(place, outcome) end  -- an earlier call must not undo it
   local free = not (holder and deadline > now) and not queue
   return free and hand_over(random, mode, fence, newest, claim_ttl, member) or {'lost'}
 end
@@ -50,9 +50,9 @@ if outcome ~= '' and (mode == 'join' or mode == 'rerun') then
   -- What was called after a run's own call wants another; joiners take what there is.
   local upto = '+inf'
   if mode == 'rerun' then
-    local place = field[7] or '0'
-    remember(place, outcome)
-    upto = '(' .. place
+    local own = field[7] or '0'
+    remember(own, outcome)
+    upto = '(' .. own
   end
   local found = redis.call('ZRANGEBYSCORE', order, '-inf', upto, 'LIMIT', 0, PAGE)
   if #found > 0 then

@@ -1,5 +1,6 @@
 """A broker that delivers a message again while it runs, or waits: Redis does so after the visibility timeout."""
 
+import json
 import os
 import signal
 
@@ -52,6 +53,25 @@ def test_a_copy_that_arrives_after_the_end_is_dropped(flights, setup, how):
     flights.until("dropped")
     assert len(flights.events("start")) == 1
     assert str(app.AsyncResult(result.id).get(propagate=False)) == value
+
+
+@pytest.mark.parametrize("how", ["succeed", "reject"])
+def test_a_message_that_comes_after_its_copy_is_dropped_unless_that_was_rejected(flights, setup, how):
+    """As of those with an `eta` that wait in several workers, one of which has the message itself."""
+    result = late.delay(flights.key, how, gated=True)
+    flights.until("start")
+    with redis.Redis.from_url(setup["broker"]) as broker:
+        (unacked,) = broker.hvals(f"{setup['prefix']}:celery:unacked")
+        flights.open()
+        flights.until_free(late)
+        message, _, _ = json.loads(unacked)
+        broker.lpush(f"{setup['prefix']}:celery:celery", json.dumps(message))
+    flights.until("arrived", 2)
+    if how == "succeed":
+        flights.until("dropped")
+        assert [event["id"] for event in flights.events("start")] == [result.id]
+    else:
+        flights.until("start", 2)
 
 
 def test_a_copy_that_is_dropped_leaves_the_key_that_was_kept_for_it(flights):

@@ -24,7 +24,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a copy of an ended message runs",
         ("start",),
-        "if copy and not mine and redis.call('EXISTS', KEYS[7]) == 1 then",
+        "if ended and (copy or place <= tonumber(ended)) then",
         "if false then",
         "F5",
         mode="wait",
