@@ -51,6 +51,7 @@ class Flight(Lock):
     """
 
     retry_delay: float | None = None  # set once the run has published a retry under its key, to the seconds until then
+    place = 0  # of the run's call among those of the key; 0 if that is not known
 
     def __init__(
         self,
@@ -75,7 +76,6 @@ class Flight(Lock):
         self.next_entry = outbox.entry_of(task_id, retries + 1, replaced)
         self.ground = Ground.of(task.app, policy, name)
         self._own_token = token
-        self._place = 0
 
     def start(
         self, message: Message | None = None, *, flight_of: str = "", copy: bool = False, place: int = 0
@@ -93,7 +93,7 @@ class Flight(Lock):
         token = self._own_token or new_token()
         reply = self._run(self._starting(token, message.dumps() if message else b"", flight_of, copy, place))
         if isinstance(reply, Grant):
-            self._place = place or (0 if copy else reply.fence)
+            self.place = place or (0 if copy else reply.fence)
             return Standing("own")
         if reply.status == b"passed":
             return Standing("passed", packed=json.loads(reply.details[0]))
@@ -123,7 +123,7 @@ class Flight(Lock):
         """
         (lease,) = self._give_up()
         lease.closed = True
-        place = 0 if replayable else self._place
+        place = 0 if replayable else self.place
         landing = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, place=place)
         return self.ground.land(landing, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
 

@@ -64,11 +64,9 @@ end
 -- Hands the lock, which nobody holds, to an entry: the first, but the last where only the latest counts.
 -- Nothing if there is none.
 local function hand_over(random, mode, fence, newest, ttl, member)
-  local found = redis.call(mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE', order, 0, 0, 'WITHSCORES')
-  local entry = found[1]
+  local entry = redis.call(mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE', order, 0, 0)[1]
   if not entry then return end
   keep_for(entry, random, fence, newest, ttl, member)
-  if mode == 'rerun' then redis.call('HSET', record, 'g', text(found[2])) end
   return next_is(entry)
 end
 

@@ -8,14 +8,14 @@
 -- `latest`, where only the latest counts, is for a while the place of the latest call whose run had an outcome, and
 -- that: "place outcome".
 -- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known: with the place
--- of its call, by which also the message itself is known that comes after its copy, or with 0.
+-- of its call, by which the message itself is known too if it comes after its copy, or with 0.
 --
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the
 -- sequences of the entries that were parked before it. A call's place is the fence of its claim, or the sequence that
--- it was parked with first; its message tells it. Where only the latest counts, the record's g is the place of the
--- flight's own call: what has a later one wants another run. A message that was sent without a call has the place of
--- its start; a copy of one, which may be older than anything, has place 0.
+-- it was parked with first; its message tells it. Where only the latest counts, what has a later place than the call of
+-- a run wants another run. A message that was sent without a call has the place of its start; a copy of one, which may
+-- be older than anything, has place 0.
 
 local order, messages, outboxes, latest = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 

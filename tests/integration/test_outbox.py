@@ -24,6 +24,7 @@ class Key(Record):
         self.alias = aliases["default"]
         self.outbox = Outbox(self.keys, names.outbox_keys(prefix, self.keys), mode.encode())
         self.terms, self.tokens = self.alias.terms(10), {}
+        self.handed, self.places = {}, {}  # of messages that the key went to, and of runs
 
     def claim(self, letter):
         terms = self.alias.terms_of_task(10, letter)
@@ -42,16 +43,21 @@ class Key(Record):
         self.forget()
         return early, self.claim("b")
 
-    def start(self, letter, place=0, token=None, *, copy=False):
+    def start(self, letter, place=None, token=None, *, copy=False):
+        place = self.handed.get(letter, 0) if place is None else place
         self.tokens[letter] = token or new_token()
         options = {"now": time.monotonic(), "claim_terms": self.terms, "message": letter.encode(), "place": place}
         options["copy"] = copy
         terms = self.alias.terms_of_task(10, letter)
         reply = self.run(outbox.start(self.outbox, self.tokens[letter], terms, f"{letter}:0", **options))
-        return ("own",) if isinstance(reply, Grant) else self.told(reply)
+        if not isinstance(reply, Grant):
+            return self.told(reply)
+        self.places[letter] = place or (0 if copy else reply.fence)
+        return ("own",)
 
-    def land(self, letter, outcome=OUTCOME, place=0):
-        landing, claim = Landing(f"{letter}:0", self.tokens[letter], place=place), (self.tokens[letter], self.terms)
+    def land(self, letter, outcome=OUTCOME):
+        landing = Landing(f"{letter}:0", self.tokens[letter], place=self.places[letter])
+        claim = self.tokens[letter], self.terms
         how = {"outcome": outcome, "deadline": time.monotonic() + 5}
         return self.told(self.run(outbox.land(self.outbox, landing, claim, self.terms.ttl, (), **how)))
 
@@ -72,11 +78,11 @@ class Key(Record):
     def run(self, flow):
         return self.alias.run(flow)
 
-    @staticmethod
-    def told(reply):
+    def told(self, reply):
         """The status, and of what is to be published the letters."""
-        letters = [parked.message.decode() for parked in outbox.parked_of(reply)] if _publishes(reply) else []
-        return (reply.status.decode(), *letters)
+        published = outbox.parked_of(reply) if _publishes(reply) else []
+        self.handed |= {parked.message.decode(): int(parked.sequence) for parked in published}
+        return (reply.status.decode(), *(parked.message.decode() for parked in published))
 
     def forget(self):
         """As if its leases had ended."""
@@ -119,8 +125,8 @@ def test_a_late_message_does_not_run_after_a_later_call(key):
     key.start("b", later)
     assert key.land("b") == ("released",)
     assert key.start("a", early) == ("passed",)
-    assert key.start("b", later) == ("own",)  # which is no earlier one
-    key.land("b", outcome=b"")
+    assert key.start("c", later) == ("own",)  # which is no earlier one
+    key.land("c", outcome=b"")
     assert key.start("sent") == ("own",)  # nor is one that was sent without a call
     assert key.land("sent") == ("released",)
     assert key.start("a", early) == ("passed",)
@@ -132,7 +138,7 @@ def test_an_earlier_call_does_not_undo_a_later_one_whose_run_has_lost_the_key(ke
     assert key.start("b", later) == ("own",)
     assert key.start("a", early) == ("parked",)
     key.forget()
-    assert key.land("b", place=later) == ("next", "a")
+    assert key.land("b") == ("next", "a")
     assert key.start("a", early, copy=True) == ("passed",)
 
 

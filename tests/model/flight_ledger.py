@@ -13,7 +13,8 @@ from django_cluster_lock.flights.messages import Message
 from tests.model.ledger import require
 
 ENDED_LIFE = 600_000  # ms
-ENTRY = 7  # its place among the arguments of `claim` and `start`
+ENTRY, MESSAGE, COPY, PLACE = 7, 9, 11, 12  # where the arguments of `claim` and `start` have them
+LANDED, ENDED = 6, 9  # where those of `land` have the entry, and whether it has ended for good
 
 
 @dataclass(eq=False)
@@ -70,7 +71,9 @@ class FlightLedger:
     places: dict = field(default_factory=dict)  # by task id: its first place in the order
     needs: list = field(default_factory=list)  # moments from which another run was wanted
     made: dict = field(default_factory=dict)  # when calls got their places, by these
-    place: int = 0  # of the flight's call, under `rerun`, as the record has it
+    parked: dict = field(default_factory=dict)  # when calls' messages were parked, by entry and message
+    over: dict = field(default_factory=dict)  # entries that have ended for good: with which place, and the time in ms
+    place: int = 0  # of the call whose run has started last
 
     def tell(self, entry, call=None):
         """A message exists, or is promised to somebody."""
@@ -95,7 +98,8 @@ class FlightLedger:
         if ran.name in ("claim", "start"):
             entry = ran.args[ENTRY].decode()
             getattr(self, f"_{ran.name}")(ran, entry, call)
-        self.place = int(after.fields.get(b"g", 0))
+        if ran.name == "land" and ran.args[ENDED] == b"1":
+            self.over[ran.args[LANDED].decode()] = int(ran.args[PLACE]), now
         if after.held(now):
             require(after.indexed, "F3", "a held lock is not in the index", ran)
         self.see(after, now)
@@ -123,18 +127,25 @@ class FlightLedger:
             require(f"{headers['id']}:{headers['retries']}" == entry.decode(), "F3", "another's message", entry)
 
     def _claim(self, ran, entry, call):
-        before, now = ran.before, ran.now
+        before, now, message = ran.before, ran.now, ran.args[MESSAGE]
+        if not message:
+            self.over.pop(entry, None)
+        if message and ran.after.stored.get(entry.encode()) == message:
+            self.parked.setdefault((entry, message), self.moment)
         if ran.status == b"own":
             require(not before.held(now) or before.holder.endswith(ran.token), "F1", "a held key was claimed", ran)
             self.places.setdefault(_id(entry), ran.after.fence)
             self.made.setdefault(ran.after.fence, self.moment)
             passed = self.mode in ("wait", "rerun") and before.order and not before.held(now)
             require(not passed, "F6", "a call passed those that were left behind", ran)
+        claimed = self.made.get(ran.after.fence)
+        if ran.status in (b"parked", b"next"):
+            claimed = self.parked.get((entry, message))
+            require(claimed is not None, "F4", "a message was not parked", ran)
         if ran.status in (b"own", b"parked", b"next"):
             self.needs.append(self.moment)
             if call and call.entry != entry:  # else the request was repeated
-                place = ran.after.parked.get(entry, ran.after.fence)  # by a late attempt of it, maybe
-                call.claimed, call.entry = self.made.get(place, self.moment), entry
+                call.claimed, call.entry = claimed, entry
 
     def _start(self, ran, entry, _):
         before, now = ran.before, ran.now
@@ -146,6 +157,11 @@ class FlightLedger:
         if before.held(now) and not mine:
             theirs = before.holder.startswith(b"~") and claimed_entry(before) == entry
             require(theirs, "F1", "a run took a key that was not its own", ran)
+        place, copy = int(ran.args[PLACE]), ran.args[COPY] == b"1"
+        if entry in self.over and not mine:
+            ended, at = self.over[entry]
+            require(not (0 < place <= ended and now - at < ENDED_LIFE), "F5", "a message ran after its copy", ran)
+        self.place = place or (0 if copy else ran.after.fence)
         if self.mode == "wait" and not mine and (self.calm or not before.held(now)):
             place = self.places.get(_id(entry), math.inf)
             begun = {run.entry for run in self.runs.values()}  # had their turn, and come again

@@ -30,6 +30,13 @@ SCRIPT_MUTANTS = [
         mode="wait",
     ),
     ScriptMutant(
+        "a message runs after its copy",
+        ("start",),
+        "if ended and (copy or place <= tonumber(ended)) then",
+        "if ended and copy then",
+        "F5",
+    ),
+    ScriptMutant(
         "a call passes those left behind",
         ("claim",),
         "local behind = not held and ordered and redis.call('ZCARD', order) > 0",
@@ -61,6 +68,14 @@ SCRIPT_MUTANTS = [
         "upto = '(' .. place",
         "upto = '(' .. fence",
         "F7",
+        mode="rerun",
+    ),
+    ScriptMutant(
+        "a message is not replaced",
+        ("claim",),
+        "park(entry, message, mode, fence, member, 0, replaces)",
+        "park(entry, message, mode, fence, member, 0)",
+        "F4",
         mode="rerun",
     ),
     ScriptMutant(
