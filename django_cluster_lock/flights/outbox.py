@@ -50,6 +50,7 @@ class Landing:
         entry: which.
         token: of the run's lease; empty if it has none.
         ended: whether for good: copies of its message are dropped then.
+        copied: whether it was a copy: the message itself is dropped then, too.
         kept: the entry that the key is kept for.
         by_claim: whether the key is also let go if it still is the entry's claim.
         place: of the run's call among those of the key; 0 if that is not known.
@@ -58,6 +59,7 @@ class Landing:
     entry: str
     token: bytes = b""
     ended: bool = True
+    copied: bool = False
     kept: str = ""
     by_claim: bool = False
     place: int = 0
@@ -150,8 +152,9 @@ def land(
     """
     token, terms = claim
     place = outbox.lock.member, outbox.lock.wake, outbox.mode
-    entry, kept, flags = landing.entry.encode(), landing.kept.encode(), (_FLAG[landing.by_claim], _FLAG[landing.ended])
-    run = entry, token, *flags, outcome, kept, b"%d" % landing.place
+    entry, kept = landing.entry.encode(), landing.kept.encode()
+    ended = b"%d%s" % (landing.place, b"c" if landing.copied else b"") if landing.ended else b""
+    run = entry, token, _FLAG[landing.by_claim], ended, outcome, kept, b"%d" % landing.place
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
     call = _call(outbox, scripts.LAND, args, deadline, entry, kept or entry)
     call.once = once

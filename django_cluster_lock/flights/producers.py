@@ -128,18 +128,19 @@ class Gate(Borrowed):
             finally:
                 _early.release()
         if self.flies():
-            return producer or super()._lend()
+            return super()._lend() if producer is None else producer
         if self._keeps and self.claim and not self.claim.waiting:
             return Recorder(self._app)
         raise Duplicate
 
-    def _taken_early(self) -> AbstractContextManager[Any] | None:
+    def _taken_early(self) -> Any:
         """A producer for a flight, taken before it is known to be one: that lasts about as long as the answer needs.
 
-        It has a connection of the pool's, as those that the app's pool of producers makes, but waits for none: a
-        duplicate has no need of it.
+        It is made as the app's pool of producers makes its own, but waits for no connection: a duplicate has no need of
+        one. (Without waiting, kombu may open one more than its limit where threads meet.)
         """
-        pool: Any = self._app.pool
+        producers: Any = self._app.producer_pool
+        pool = producers.connections
         if pool.limit == 1:
             return None
         try:
@@ -148,7 +149,7 @@ class Gate(Borrowed):
             return None
         lent = False
         try:
-            producer: Any = self._app.amqp.Producer(connection)
+            producer = producers.Producer(connection)
             producer.release = connection.release
             lent = self.flies()
         finally:

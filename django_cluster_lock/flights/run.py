@@ -142,8 +142,8 @@ class _Arrival:
             return before.give if before and not before.error else self._fly
         if status == "over":
             raise LockUnavailable(ticket.name, "its request was given up")
-        if status == "ended":  # a copy, for which the key may be kept
-            self.flight.ground.land(Landing(self.flight.entry, by_claim=True, place=ticket.place))
+        if status == "ended":  # the key may be kept for it
+            self.flight.ground.land(Landing(self.flight.entry, ended=False, by_claim=True))
         if status == "parked":
             flight_parked.send_robust(self.task, name=ticket.name, task_id=self.id, holder=holder)
         raise self._moved_on()
@@ -232,6 +232,8 @@ def _end(task: "Task[..., Any]", retval: Any = None, state: str | None = None, *
 
 def _landed(task: "Task[..., Any]", flight: Flight, retval: Any, state: str | None) -> str:
     flight_ended.send_robust(task, name=flight.name, task_id=flight.task_id, state=state)
+    if _is_rejected(task, state):  # and may be replayed from where the broker keeps dead letters
+        flight.copied = False
     if flight.retry_delay is not None:
         return flight.land(kept=flight.next_entry)
     if state == states.SUCCESS:
@@ -240,8 +242,7 @@ def _landed(task: "Task[..., Any]", flight: Flight, retval: Any, state: str | No
         return flight.land(Outcome(None, retval).packed(task))
     if _comes_again(retval):
         return flight.land(ended=False, kept=flight.entry)
-    # None: the process is being stopped, and the message may come again. A rejected one may be kept as a dead letter.
-    return flight.land(ended=state is not None, replayable=state == states.REJECTED)
+    return flight.land(ended=state is not None)  # None: the process is being stopped, and the message may come again
 
 
 def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str | None) -> None:
@@ -252,8 +253,14 @@ def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str
     entry = entry_of(request.id or "", request.retries, request.replaced_task_nesting)
     again = _comes_again(retval)
     ended, kept = state is not None and not again, entry if again else ""
-    place = 0 if state == states.REJECTED else ticket.place
-    Ground.of(task.app, policy, name).land(Landing(entry, ended=ended, kept=kept, by_claim=True, place=place))
+    Ground.of(task.app, policy, name).land(Landing(entry, ended=ended, kept=kept, by_claim=True))
+
+
+def _is_rejected(task: "Task[..., Any]", state: str | None) -> bool:
+    """Whether the message is not acknowledged, now that it has ended."""
+    failures = ("acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout")
+    kept = task.acks_late and any(getattr(task, name, None) is False for name in failures)
+    return state == states.REJECTED or (state == states.FAILURE and kept)
 
 
 def _comes_again(retval: Any) -> bool:

@@ -39,15 +39,13 @@ local function forget_ending()  -- of a task id that is used again
 end
 
 local function take()
-  if not mine then
-    forget_ending()
-    fence, deadline = text(new_place(fence, mode)), 0
-  end
+  if not mine then fence, deadline = text(new_place(fence, mode)), 0 end
   deadline = math.max(deadline, now + ttl)
   redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),
     'h', ARGV[4], 'p', ARGV[5], 'r', ARGV[6], 'k', ARGV[7], 's', text(now))
   expire(deadline, newest)
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
+  if not mine then forget_ending() end  -- last: full memory would allow what follows it
   return {'own', tonumber(fence)}
 end
 

@@ -3,9 +3,10 @@
 -- KEYS   record, index, order, messages, outboxes, latest, ended (of the entry), ended (of the one it is kept for, or
 --        of the same again)
 -- ARGV   token, ttl ms of a claim, ttl ms of a lease, member of the index, start of the wake keys, mode, entry, random
---        part of the token of a claim that follows, 1 if the entry's own claim counts too, 1 if its run has ended for
---        good, the outcome that settles others (empty: none), entry that the lock is kept for (empty: none), place of
---        the run's call (0: not known), then entries that were published, each with its sequence
+--        part of the token of a claim that follows, 1 if the entry's own claim counts too, what `ended` is to have
+--        (empty: the run has not ended for good), the outcome that settles others (empty: none), entry that the lock is
+--        kept for (empty: none), place of the run's call (0: not known), then entries that were published, each with
+--        its sequence
 -- Returns {'settle', entry, sequence, message, ...}  to be published with the outcome; the lock is still held
 --         {'next', entry, sequence, message}         to be published: the lock is its claim now
 --         {'kept'} {'handed'} {'released'}           for a message under way, to a waiter, to nobody
@@ -20,13 +21,13 @@ end
 
 local token, claim_ttl, lease_ttl, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wakes, mode, entry, random = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local by_claim, ended, outcome, kept, place = ARGV[9] == '1', ARGV[10] == '1', ARGV[11], ARGV[12], ARGV[13]
+local by_claim, ended, outcome, kept, place = ARGV[9] == '1', ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local field = read('t', 'f', 'd', 'a', 'qh', 'k')
 local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 
 expire(deadline, newest)  -- first, since full memory allows it: a flight must be able to end
-if ended then
-  redis.call('SET', KEYS[7], place, 'PX', ENDED_LIFE)
+if ended ~= '' then
+  redis.call('SET', KEYS[7], ended, 'PX', ENDED_LIFE)
   forget(entry, member)
 end
 for i = 14, #ARGV, 2 do
@@ -40,7 +41,7 @@ if not holder or not (holder == token or (by_claim and is_claim_of(entry, holder
   return free and hand_over(random, mode, fence, newest, claim_ttl, member) or {'lost'}
 end
 
-if kept ~= '' and redis.call('EXISTS', KEYS[8]) == 0 then
+if kept ~= '' and not has_ended(KEYS[8], number(place), true) then
   keep_for(kept, random, fence, newest, claim_ttl, member)
   if redis.call('ZSCORE', order, kept) then return next_is(kept) end
   return {'kept'}

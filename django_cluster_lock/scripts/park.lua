@@ -1,4 +1,5 @@
--- What a claim does that has a message, after claim.lua and outbox.lua.
+-- What a claim with a message does, after claim.lua, whose locals it goes on with, and outbox.lua. The `ended` of its
+-- entry is always among the keys.
 local replaces, replaceable = ARGV[11] == '1', ARGV[12] == '1'
 if replaces and entry ~= waiting then return {'gone'} end
 

@@ -9,7 +9,7 @@
 --         {'next', entry, sequence, message}  parked, and the lock handed to this entry, which is to be published
 --         {'passed', outcome}  only the latest counts, and a run for a later call has had this outcome
 --         {'apart'}   the flight of which it is a duplicate does not hold the lock any more
---         {'ended'}   the message is a copy, or a copy of it came first: its run has ended
+--         {'ended'}   its run, or that of a copy, has ended
 --         {'over'}    the token was cancelled
 local token, ttl, member, task, entry, mode = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[7], ARGV[8], ARGV[9]
 local message, flight, copy = ARGV[10], ARGV[11], ARGV[12] == '1'
@@ -19,8 +19,7 @@ local holder, fence, deadline, newest, owner = field[1], field[2], number(field[
 local held = holder and deadline > now
 local mine = held and holder == token
 
-local ended = not mine and (copy or place > 0) and redis.call('GET', KEYS[7])
-if ended and (copy or place <= tonumber(ended)) then
+if not mine and has_ended(KEYS[7], place, copy) then
   forget(entry, member)
   return {'ended'}
 end

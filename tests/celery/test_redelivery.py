@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import celery
 import pytest
 import redis
 
@@ -11,10 +12,11 @@ from django_cluster_lock import names
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.messages import Ticket
 from django_cluster_lock.flights.policy import POLICY
-from tests.celery.workload import LATE, PATIENCE, app, join, late
+from tests.celery.workload import LATE, NEVER_ACKED, NO_FAILURE_ACKED, PATIENCE, app, join, late
 from tests.records import until
 from tests.workers import redeliver
 
+SINCE_5_7 = pytest.mark.skipif(celery.VERSION < (5, 7), reason="without `acks_on_failure`")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefork")]
 
 
@@ -55,23 +57,62 @@ def test_a_copy_that_arrives_after_the_end_is_dropped(flights, setup, how):
     assert str(app.AsyncResult(result.id).get(propagate=False)) == value
 
 
-@pytest.mark.parametrize("how", ["succeed", "reject"])
-def test_a_message_that_comes_after_its_copy_is_dropped_unless_that_was_rejected(flights, setup, how):
-    """As of those with an `eta` that wait in several workers, one of which has the message itself."""
-    result = late.delay(flights.key, how, gated=True)
-    flights.until("start")
+@pytest.fixture
+def deliver(setup):
+    """Delivers the message of a call as often as a test wants, as a copy or as itself: ``deliver(call, copy=...)``."""
     with redis.Redis.from_url(setup["broker"]) as broker:
-        (unacked,) = broker.hvals(f"{setup['prefix']}:celery:unacked")
-        flights.open()
-        flights.until_free(late)
-        message, _, _ = json.loads(unacked)
-        broker.lpush(f"{setup['prefix']}:celery:celery", json.dumps(message))
-    flights.until("arrived", 2)
-    if how == "succeed":
-        flights.until("dropped")
-        assert [event["id"] for event in flights.events("start")] == [result.id]
-    else:
-        flights.until("start", 2)
+        queues = {queue: f"{setup['prefix']}:celery:{queue}" for queue in ("celery", "nowhere")}
+        messages = {}
+
+        def deliver(call, *, copy):
+            if call.id not in messages:
+                messages[call.id] = broker.lpop(queues["nowhere"])
+            message = json.loads(messages[call.id])
+            message["properties"]["delivery_info"]["routing_key"] = "celery"
+            if copy:  # as kombu marks it
+                message["headers"]["redelivered"] = message["properties"]["delivery_info"]["redelivered"] = True
+            broker.lpush(queues["celery"], json.dumps(message))
+
+        yield deliver
+
+
+@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
+def test_a_message_that_comes_after_its_copy_is_dropped(flights, deliver, on_duplicate):
+    """As of several with an `eta`, which wait in as many workers."""
+    task = LATE[on_duplicate]
+    result = task.apply_async((flights.key,), queue="nowhere")
+    deliver(result, copy=True)
+    result.get(PATIENCE)
+    flights.until_free(task)
+    for _ in range(2):
+        deliver(result, copy=True)
+        deliver(result, copy=False)
+    until(lambda: len(flights.events("dropped")) == 4)
+    assert [event["id"] for event in flights.events("start")] == [result.id]
+
+
+@pytest.mark.parametrize(
+    ("task", "how", "copy"),
+    [
+        (late, "succeed", False),
+        (late, "fail", False),
+        (late, "reject", False),
+        (late, "reject", True),
+        (NEVER_ACKED, "fail", True),
+        pytest.param(NO_FAILURE_ACKED, "fail", True, marks=SINCE_5_7),
+    ],
+    ids=["success", "failure", "rejected", "copy-rejected", "copy-never-acked", "copy-failure-not-acked"],
+)
+def test_a_message_that_is_replayed_runs_again(flights, deliver, task, how, copy):
+    """By hand, or from where the broker keeps dead letters; a copy that is dropped meanwhile makes no difference."""
+    result = task.apply_async((flights.key, how), queue="nowhere")
+    deliver(result, copy=copy)
+    flights.until("left")
+    flights.until_free(task)
+    deliver(result, copy=True)
+    flights.until("dropped")
+    deliver(result, copy=False)
+    flights.until("start", 2)
 
 
 def test_a_copy_that_is_dropped_leaves_the_key_that_was_kept_for_it(flights):

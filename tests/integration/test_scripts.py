@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from django_cluster_lock import embedded, scripts
+from django_cluster_lock import embedded, names, scripts
 from tests.records import Record, until
 from tests.servers import KINDS
 
@@ -348,6 +348,21 @@ def test_full_memory_keeps_leases_and_frees_locks(own_server, prefix):
     assert lock.release("C") == "released"
     with pytest.raises(redis.exceptions.ResponseError, match=r"maxmemory|OOM"):
         Lock(own_server, prefix, "new").acquire("A")
+    lock.user.close()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_full_memory_refuses_the_claim_of_a_flight(own_server, prefix, new):
+    lock = Lock(own_server, prefix)
+    lock.client.config_set("maxmemory-policy", "noeviction")
+    lock.client.config_set("maxmemory", 1)
+    keys = names.outbox_keys(prefix, lock.keys)
+    ended = () if new else (keys.ended + b"a:0",)
+    place = lock.keys.record, lock.keys.index, keys.order, keys.messages, keys.outboxes, keys.latest, *ended
+    args = b"token", b"1000", lock.keys.member, b"host", b"1", b"queued", b"a", b"a:0", b"join", b"", b"0", b"0"
+    with pytest.raises(redis.exceptions.ResponseError, match=r"maxmemory|OOM"):
+        lock.client.eval(scripts.CLAIM.text, len(place), *place, *args)
+    assert not lock.client.exists(lock.keys.record)
     lock.user.close()
 
 
