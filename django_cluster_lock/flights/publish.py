@@ -50,7 +50,8 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
     if options.get("retries") and (flight := _retried(task, name, options)):
-        result = send(**_with(options, Ticket(name, place=flight.place)))
+        place = Ticket.of(task.request).place
+        result = send(**_with(options, Ticket(name, place=place)))
         flight.retry_delay = delay_of(task.app, options)
         return result
     return _Call(task, policy, send, options, name).make()

@@ -24,16 +24,16 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a copy of an ended message runs",
         ("start",),
-        "if copy then return place == 0 or ended == 0 or place <= ended end",
-        "if copy then return false end",
+        "if ended and (copy or place <= tonumber(ended)) then",
+        "if false then",
         "F5",
         mode="wait",
     ),
     ScriptMutant(
         "a message runs after its copy",
         ("start",),
-        "return copied == 'c' and place > 0 and place <= ended",
-        "return false",
+        "if ended and (copy or place <= tonumber(ended)) then",
+        "if ended and copy then",
         "F5",
     ),
     ScriptMutant(
@@ -57,7 +57,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a run settles those that want another",
         ("land",),
-        "upto = '(' .. place",
+        "upto = '(' .. own",
         "",
         "F7",
         mode="rerun",
@@ -65,7 +65,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a run settles what came after its call",
         ("land",),
-        "upto = '(' .. place",
+        "upto = '(' .. own",
         "upto = '(' .. fence",
         "F7",
         mode="rerun",
