@@ -52,7 +52,7 @@ class Flight(Lock):
 
     retry_delay: float | None = None  # set once the run has published a retry under its key, to the seconds until then
     copied = False  # whether its message was a copy, so that the message itself may still come, and is to be dropped
-    _place = 0  # of its call among those of the key; 0 if that is not known
+    place = 0  # of the run's call among those of the key; 0 if that is not known
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Flight(Lock):
         token = self._own_token or new_token()
         reply = self._run(self._starting(token, message.dumps() if message else b"", flight_of, copy, place))
         if isinstance(reply, Grant):
-            self.copied, self._place = copy, place or (0 if copy else reply.fence)
+            self.copied, self.place = copy, place or (0 if copy else reply.fence)
             return Standing("own")
         if reply.status == b"passed":
             return Standing("passed", packed=json.loads(reply.details[0]))
@@ -118,7 +118,7 @@ class Flight(Lock):
         """Ends the flight; see `Ground.land`."""
         (lease,) = self._give_up()
         lease.closed = True
-        run = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, copied=self.copied, place=self._place)
+        run = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, copied=self.copied, place=self.place)
         return self.ground.land(run, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
 
     def _starting(self, token: bytes, message: bytes, flight_of: str, copy: bool, place: int) -> Flow[Reply | Grant]:

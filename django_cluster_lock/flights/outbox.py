@@ -153,7 +153,7 @@ def land(
     token, terms = claim
     place = outbox.lock.member, outbox.lock.wake, outbox.mode
     entry, kept = landing.entry.encode(), landing.kept.encode()
-    ended = b"%d" % (landing.place if landing.copied else 0) if landing.ended else b""
+    ended = b"%d%s" % (landing.place, b"c" if landing.copied else b"") if landing.ended else b""
     run = entry, token, _FLAG[landing.by_claim], ended, outcome, kept, b"%d" % landing.place
     args = (landing.token, terms.ttl, lease_ttl, *place, *run, *_places(published))
     call = _call(outbox, scripts.LAND, args, deadline, entry, kept or entry)

@@ -50,8 +50,8 @@ def publish(task: "Task[..., Any]", policy: Policy, send: Send, options: dict[st
     if policy.scope == "running":
         return send(**_with(options, Ticket(name)))
     if options.get("retries") and (flight := _retried(task, name, options)):
-        place = Ticket.of(task.request).place
-        result = send(**_with(options, Ticket(name, place=place)))
+        # Of a copy that was sent without a call nothing tells the place; neither does its retry's own start.
+        result = send(**_with(options, Ticket(name, place=flight.place, again=flight.copied)))
         flight.retry_delay = delay_of(task.app, options)
         return result
     return _Call(task, policy, send, options, name).make()

@@ -258,10 +258,9 @@ def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str
 
 def _is_rejected(task: "Task[..., Any]", state: str | None) -> bool:
     """Whether the message is not acknowledged, now that it has ended."""
-    acks_failure = getattr(task, "acks_on_failure", None)  # from Celery 5.7 on
-    if acks_failure is None:
-        acks_failure = task.acks_on_failure_or_timeout
-    return bool(task.acks_late) and (state == states.REJECTED or (state == states.FAILURE and not acks_failure))
+    failures = ("acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout")
+    kept = task.acks_late and any(getattr(task, name, None) is False for name in failures)
+    return state == states.REJECTED or (state == states.FAILURE and kept)
 
 
 def _comes_again(retval: Any) -> bool:

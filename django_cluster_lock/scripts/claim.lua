@@ -43,7 +43,6 @@ local function take()
   deadline = math.max(deadline, now + ttl)
   redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),
     'h', ARGV[4], 'p', ARGV[5], 'r', ARGV[6], 'k', ARGV[7], 's', text(now))
-  if mode == 'rerun' then redis.call('HSET', record, 'g', fence) end
   expire(deadline, newest)
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
   if not mine then forget_ending() end  -- last: full memory would allow what follows it

@@ -22,7 +22,7 @@ end
 local token, claim_ttl, lease_ttl, member = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wakes, mode, entry, random = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local by_claim, ended, outcome, kept, place = ARGV[9] == '1', ARGV[10], ARGV[11], ARGV[12], ARGV[13]
-local field = read('t', 'f', 'd', 'a', 'qh', 'k', 'g')
+local field = read('t', 'f', 'd', 'a', 'qh', 'k')
 local holder, fence, deadline, newest, queue = field[1], field[2], number(field[3]), number(field[4]), field[5]
 
 expire(deadline, newest)  -- first, since full memory allows it: a flight must be able to end
@@ -41,7 +41,7 @@ if not holder or not (holder == token or (by_claim and is_claim_of(entry, holder
   return free and hand_over(random, mode, fence, newest, claim_ttl, member) or {'lost'}
 end
 
-if kept ~= '' and redis.call('EXISTS', KEYS[8]) == 0 then
+if kept ~= '' and not has_ended(KEYS[8], number(place), true) then
   keep_for(kept, random, fence, newest, claim_ttl, member)
   if redis.call('ZSCORE', order, kept) then return next_is(kept) end
   return {'kept'}
@@ -51,9 +51,8 @@ if outcome ~= '' and (mode == 'join' or mode == 'rerun') then
   -- What was called after a run's own call wants another; joiners take what there is.
   local upto = '+inf'
   if mode == 'rerun' then
-    local own = field[7] or '0'
-    remember(own, outcome)
-    upto = '(' .. own
+    remember(place, outcome)
+    upto = '(' .. place
   end
   local found = redis.call('ZRANGEBYSCORE', order, '-inf', upto, 'LIMIT', 0, PAGE)
   if #found > 0 then
@@ -71,7 +70,7 @@ end
 local handed = hand_over(random, mode, fence, newest, claim_ttl, member)
 if handed then return handed end
 
-redis.call('HDEL', record, 't', 'd', 'h', 'p', 'r', 'k', 's', 'g')
+redis.call('HDEL', record, 't', 'd', 'h', 'p', 'r', 'k', 's')
 local next, alive, more = hand_on(queue, fence)
 expire(alive, newest)
 if next then

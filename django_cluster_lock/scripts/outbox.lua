@@ -13,6 +13,16 @@ local function is_claim_of(entry, token, task)
   return attempt and task .. ':' .. attempt == entry
 end
 
+-- Whether a message needs no run any more, by the `ended` of its entry. That of a later call of the same task id does;
+-- so does one that is no copy, as it may be replayed, unless a copy has run.
+local function has_ended(key, place, copy)
+  local own, copied = (redis.call('GET', key) or ''):match('^(%d+)(c?)$')
+  if not own then return false end
+  local ended = tonumber(own)
+  if copy then return place == 0 or ended == 0 or place <= ended end
+  return copied == 'c' and place > 0 and place <= ended
+end
+
 -- An entry that has left; with a sequence only if it was not parked anew since.
 local function forget(entry, member, sequence)
   local parked = redis.call('ZSCORE', order, entry)
@@ -64,11 +74,9 @@ end
 -- Hands the lock, which nobody holds, to an entry: the first, but the last where only the latest counts.
 -- Nothing if there is none.
 local function hand_over(random, mode, fence, newest, ttl, member)
-  local found = redis.call(mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE', order, 0, 0, 'WITHSCORES')
-  local entry = found[1]
+  local entry = redis.call(mode == 'rerun' and 'ZREVRANGE' or 'ZRANGE', order, 0, 0)[1]
   if not entry then return end
   keep_for(entry, random, fence, newest, ttl, member)
-  if mode == 'rerun' then redis.call('HSET', record, 'g', text(found[2])) end
   return next_is(entry)
 end
 

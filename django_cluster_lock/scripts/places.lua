@@ -7,15 +7,15 @@
 -- until it goes out for the first time). `outboxes` tells which locks of the slot have entries.
 -- `latest`, where only the latest counts, is for a while the place of the latest call whose run had an outcome, and
 -- that: "place outcome".
--- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known: 0, or, if it
--- was a copy that has run, the place of its call, by which the message itself is known when it still comes.
+-- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known: the place of
+-- its call (0: not known), and "c" where a copy has run, so that the message itself may still come.
 --
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the
 -- sequences of the entries that were parked before it. A call's place is the fence of its claim, or the sequence that
--- it was parked with first; its message tells it. Where only the latest counts, the record's g is the place of the
--- flight's own call: what has a later one wants another run. A message that was sent without a call has the place of
--- its start; a copy of one, which may be older than anything, has place 0.
+-- it was parked with first; its message tells it. Where only the latest counts, what has a later place than the call of
+-- a run wants another run. A message that was sent without a call has the place of its start; a copy of one, which may
+-- be older than anything, has place 0.
 
 local order, messages, outboxes, latest = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 

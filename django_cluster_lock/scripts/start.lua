@@ -19,8 +19,7 @@ local holder, fence, deadline, newest, owner = field[1], field[2], number(field[
 local held = holder and deadline > now
 local mine = held and holder == token
 
-local ended = not mine and (copy or place > 0) and redis.call('GET', KEYS[7])
-if ended and (copy or place <= tonumber(ended)) then
+if not mine and has_ended(KEYS[7], place, copy) then
   forget(entry, member)
   return {'ended'}
 end
@@ -70,9 +69,6 @@ if mine or claimed or not (held or waits or behind) then
   expire(deadline, newest)  -- first: full memory must not keep a claim from being taken over
   redis.call('HSET', record, 't', token, 'f', fence, 'd', text(deadline),
     'h', ARGV[4], 'p', ARGV[5], 'r', ARGV[6], 'k', task, unpack(since))
-  if mode == 'rerun' and not (mine or claimed) then
-    redis.call('HSET', record, 'g', (place > 0 or copy) and text(place) or fence)
-  end
   expire(deadline, newest)
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
   return {'own', tonumber(fence)}

@@ -293,6 +293,17 @@ def test_a_task_id_that_is_used_again_runs_again(flights):
     assert len(flights.events("start")) == 2
 
 
+def test_an_early_retry_of_a_task_id_that_is_used_again_runs(flights):
+    mine = f"mine-{flights.key}"
+    join.apply_async((flights.key, "retry"), task_id=mine).get(PATIENCE)
+    flights.until_free(join)
+    join.apply_async((flights.key, "retry_and_go_on"), task_id=mine)
+    flights.until("parked")
+    flights.open(f"{flights.key}-retried")
+    flights.until("end", 4)
+    flights.until_free(join)
+
+
 def test_our_results_revoke_frees_the_key_at_once(flights):
     result = join.apply_async((flights.key,), countdown=1)
     joined = join.delay(flights.key)

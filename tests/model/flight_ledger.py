@@ -13,7 +13,7 @@ from django_cluster_lock.flights.messages import Message
 from tests.model.ledger import require
 
 ENDED_LIFE = 600_000  # ms
-ENTRY, MESSAGE, PLACE = 7, 9, 12  # where the arguments of `claim` and `start` have them
+ENTRY, MESSAGE, COPY, PLACE = 7, 9, 11, 12  # where the arguments of `claim` and `start` have them
 LANDED, ENDED = 6, 9  # where those of `land` have the entry, and what is kept of it if it has ended for good
 
 
@@ -73,7 +73,7 @@ class FlightLedger:
     made: dict = field(default_factory=dict)  # when calls got their places, by these
     parked: dict = field(default_factory=dict)  # when calls' messages were parked, by entry and message
     over: dict = field(default_factory=dict)  # entries that have ended: what is kept of that, and when (ms)
-    place: int = 0  # of the flight's call, under `rerun`, as the record has it
+    place: int = 0  # of the call whose run has started last
 
     def tell(self, entry, call=None):
         """A message exists, or is promised to somebody."""
@@ -98,20 +98,17 @@ class FlightLedger:
         if ran.name in ("claim", "start"):
             entry = ran.args[ENTRY].decode()
             getattr(self, f"_{ran.name}")(ran, entry, call)
-        self.place = int(after.fields.get(b"g", 0))
         if ran.name == "land" and ran.args[ENDED]:
-            self.over[ran.args[LANDED].decode()] = int(ran.args[ENDED]), now
+            self.over[ran.args[LANDED].decode()] = ran.args[ENDED].decode(), now
         if after.held(now):
             require(after.indexed, "F3", "a held lock is not in the index", ran)
-        if ran.status == b"settle":  # it renews a lease that had ended, if its record is still there
-            for run in self.runs.values():
-                if run.token == after.holder:
-                    run.freed = math.inf
         self.see(after, now)
 
     def see(self, record, now):
         for run in self.runs.values():
-            if run.freed == math.inf and not (record.held(now) and record.holder == run.token):
+            if record.held(now) and record.holder == run.token:
+                run.freed = math.inf  # as by the landing of a lease that had ended, but whose record was still there
+            elif run.freed == math.inf:
                 run.freed = self.moment
 
     def _fences(self, ran):
@@ -145,8 +142,8 @@ class FlightLedger:
             require(not passed, "F6", "a call passed those that were left behind", ran)
             claimed = self.made[ran.after.fence]
         elif ran.status in (b"parked", b"next"):
-            claimed = self.parked.get((entry, message))  # a late attempt of a claim that was granted parks nothing
-            require(claimed is not None or not call, "F4", "a message was not parked", ran)
+            require((entry, message) in self.parked, "F4", "a message was not parked", ran)
+            claimed = self.parked[entry, message]
         else:
             return
         self.needs.append(self.moment)
@@ -163,10 +160,12 @@ class FlightLedger:
         if before.held(now) and not mine:
             theirs = before.holder.startswith(b"~") and claimed_entry(before) == entry
             require(theirs, "F1", "a run took a key that was not its own", ran)
+        place, copy = int(ran.args[PLACE]), ran.args[COPY] == b"1"
         if entry in self.over and not mine:
             ended, at = self.over[entry]
-            known = 0 < int(ran.args[PLACE]) <= ended and now - at < ENDED_LIFE
+            known = ended.endswith("c") and 0 < place <= int(ended[:-1]) and now - at < ENDED_LIFE
             require(not known, "F5", "a message ran after its copy", ran)
+        self.place = place or (0 if copy else ran.after.fence)
         if self.mode == "wait" and not mine and (self.calm or not before.held(now)):
             place = self.places.get(_id(entry), math.inf)
             begun = {run.entry for run in self.runs.values()}  # had their turn, and come again

@@ -24,16 +24,16 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a copy of an ended message runs",
         ("start",),
-        "if ended and (copy or place <= tonumber(ended)) then",
-        "if false then",
+        "if copy then return place == 0 or ended == 0 or place <= ended end",
+        "if copy then return false end",
         "F5",
         mode="wait",
     ),
     ScriptMutant(
         "a message runs after its copy",
         ("start",),
-        "if ended and (copy or place <= tonumber(ended)) then",
-        "if ended and copy then",
+        "return copied == 'c' and place > 0 and place <= ended",
+        "return false",
         "F5",
     ),
     ScriptMutant(
@@ -57,7 +57,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a run settles those that want another",
         ("land",),
-        "upto = '(' .. own",
+        "upto = '(' .. place",
         "",
         "F7",
         mode="rerun",
@@ -65,7 +65,7 @@ SCRIPT_MUTANTS = [
     ScriptMutant(
         "a run settles what came after its call",
         ("land",),
-        "upto = '(' .. own",
+        "upto = '(' .. place",
         "upto = '(' .. fence",
         "F7",
         mode="rerun",

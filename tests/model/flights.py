@@ -27,7 +27,7 @@ from tests.model.agents import (
     Publication,
     Received,
 )
-from tests.model.flight_ledger import ENDED, FlightLedger
+from tests.model.flight_ledger import FlightLedger
 from tests.model.ledger import require
 from tests.model.shard import FlightShard
 
@@ -360,7 +360,7 @@ class FlightMachine(RuleBasedStateMachine):
             if agent and agent.ran and ran.args[10]:
                 self.ledger.settles(agent.outcome, ran.now)
                 self.seen["gave an outcome", self.ledger.mode] += 1
-            if ran.args[ENDED]:
+            if ran.args[9] == b"1":
                 self.ledger.ended(ran.args[6].decode(), ran.now)
         return ran.answer
 
