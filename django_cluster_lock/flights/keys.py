@@ -14,7 +14,7 @@ from django_cluster_lock import names
 from django_cluster_lock.flights.policy import Policy, template_of
 from django_cluster_lock.values import canonical
 
-_AS_IT_IS = (str, int)
+_AS_IT_IS = (str, int)  # made once: `str | int` is made anew each time it is asked
 LONGEST_READABLE = 200  # characters of a name; a longer one stands as a digest, since each index entry holds it whole
 
 

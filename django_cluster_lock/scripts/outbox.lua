@@ -13,8 +13,8 @@ local function is_claim_of(entry, token, task)
   return attempt and task .. ':' .. attempt == entry
 end
 
--- Whether a message needs no run any more, by the `ended` of its entry. That of a later call of the same task id does;
--- so does one that is no copy, as it may be replayed, unless a copy has run.
+-- Whether a message's run has ended, by the `ended` of its entry: not if it is of a later call with that task id, nor
+-- if it is no copy, since it may be replayed, unless a copy has run.
 local function has_ended(key, place, copy)
   local own, copied = (redis.call('GET', key) or ''):match('^(%d+)(c?)$')
   if not own then return false end
