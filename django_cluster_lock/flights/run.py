@@ -127,7 +127,9 @@ class _Arrival:
                     return self._settled(outcome)
                 flight_of = ""
             elif status == "busy":
-                if holder.task != self.id:  # else it is a copy, or an early retry
+                if holder.task == self.id:  # an early retry, or a copy is under way: of the two, one runs
+                    copy = True
+                else:
                     self._tell(holder)
                     if refused and not self.request.retries:  # a retry has lost the key that it had
                         return partial(self._refuse, holder)
@@ -258,9 +260,10 @@ def _end_unflown(task: "Task[..., Any]", policy: Policy, retval: Any, state: str
 
 def _is_rejected(task: "Task[..., Any]", state: str | None) -> bool:
     """Whether the message is not acknowledged, now that it has ended."""
-    failures = ("acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout")
-    kept = task.acks_late and any(getattr(task, name, None) is False for name in failures)
-    return state == states.REJECTED or (state == states.FAILURE and kept)
+    acks_failure = getattr(task, "acks_on_failure", None)  # from Celery 5.7 on
+    if acks_failure is None:
+        acks_failure = task.acks_on_failure_or_timeout
+    return bool(task.acks_late) and (state == states.REJECTED or (state == states.FAILURE and not acks_failure))
 
 
 def _comes_again(retval: Any) -> bool:

@@ -195,6 +195,7 @@ class Job:
     """A single-flight task as its code finds it."""
 
     name, serializer, time_limit, typing, ignore_result = "job", "json", None, False, False
+    acks_on_failure_or_timeout = True
 
     def __init__(self, on_duplicate: str, *, acks_late: bool, reject_on_worker_lost: bool) -> None:
         self.app, self.backend = App(), Backend()

@@ -14,7 +14,8 @@ from tests.model.ledger import require
 
 ENDED_LIFE = 600_000  # ms
 ENTRY, MESSAGE, COPY, PLACE = 7, 9, 11, 12  # where the arguments of `claim` and `start` have them
-LANDED, ENDED = 6, 9  # where those of `land` have the entry, and what is kept of it if it has ended for good
+# Where those of `land` have the entry, what is kept of it if it has ended for good, and the one the key is kept for.
+LANDED, ENDED, KEPT = 6, 9, 11
 
 
 @dataclass(eq=False)
@@ -98,6 +99,8 @@ class FlightLedger:
         if ran.name in ("claim", "start"):
             entry = ran.args[ENTRY].decode()
             getattr(self, f"_{ran.name}")(ran, entry, call)
+        if ran.status == b"next" and after.holder != ran.before.holder:
+            self._handed(ran, claimed_entry(after))
         if ran.name == "land" and ran.args[ENDED]:
             self.over[ran.args[LANDED].decode()] = ran.args[ENDED].decode(), now
         if after.held(now):
@@ -127,6 +130,15 @@ class FlightLedger:
         for entry, message in after.stored.items():
             headers = Message.loads(message).headers
             require(f"{headers['id']}:{headers['retries']}" == entry.decode(), "F3", "another's message", entry)
+
+    def _handed(self, ran, entry):
+        if ran.name == "land" and entry == ran.args[KEPT].decode():
+            return
+        first, last = min(ran.after.parked.values()), max(ran.after.parked.values())
+        if self.mode == "rerun":
+            require(ran.after.parked[entry] == last, "F7", "the key was not handed to the latest call", entry, ran)
+        else:
+            require(ran.after.parked[entry] == first, "F6", "the key was not handed to the first call", entry, ran)
 
     def _claim(self, ran, entry, call):
         before, now, message = ran.before, ran.now, ran.args[MESSAGE]
@@ -167,11 +179,14 @@ class FlightLedger:
             require(not known, "F5", "a message ran after its copy", ran)
         self.place = place or (0 if copy else ran.after.fence)
         if self.mode == "wait" and not mine and (self.calm or not before.held(now)):
-            place = self.places.get(_id(entry), math.inf)
+            own = self.places.get(_id(entry), math.inf)
             begun = {run.entry for run in self.runs.values()}  # had their turn, and come again
-            waited = [e for e, sequence in before.parked.items() if sequence < place and e not in begun]
+            waited = [e for e, sequence in before.parked.items() if sequence < own and e not in begun]
             passed = [e for e in waited if _id(e) != _id(entry)]
             require(not passed, "F6", "a run overtook those parked before it", entry, passed)
+        if self.mode == "rerun" and place and not before.held(now):
+            later = [e for e, sequence in before.parked.items() if sequence > place and e != entry]
+            require(not later, "F7", "a run for an earlier call than one that waits", entry, later)
         self.places.setdefault(_id(entry), ran.after.fence)
         self.made.setdefault(ran.after.fence, self.moment)
 
@@ -202,7 +217,7 @@ class FlightLedger:
         story.completed = True
 
     def passed_on(self, outcome):
-        """A message that needed no run of its own ends its flight with the outcome of the run before it."""
+        """A flight that needed no run of its own, or whose child died after it, ends with the outcome of that run."""
         if outcome in self.runs:
             self.runs[outcome].freed = self.moment
 

@@ -27,12 +27,13 @@ from tests.model.agents import (
     Publication,
     Received,
 )
-from tests.model.flight_ledger import FlightLedger
+from tests.model.flight_ledger import ENDED, LANDED, FlightLedger
 from tests.model.ledger import require
 from tests.model.shard import FlightShard
 
 MODES = ["join", "join", "rerun", "rerun", "wait", "wait", "skip", "raise"]
 CROWD = 8  # agents at work
+LONG = 20  # steps: most agents have less
 MILLISECOND = 1000
 RENEWAL = 10_000  # ms between renewals
 ENDS = ["succeed", "succeed", "succeed", "fail", "ignore", "retry", "retry", "requeue", "stop"]
@@ -43,6 +44,7 @@ FAULTS = [
 EVENTS = [
     *("send", "sweep", "run_inline", "redeliver", "redeliver", "revoke"),
     *("stall", "lose_message", "deliver_late", "deliver_late"),
+    *("fall_behind", "fall_behind", "catch_up"),
 ]
 
 some = st.integers(0, 99)  # among larger ones Hypothesis mixes what stands in the modules that are imported by then
@@ -70,7 +72,7 @@ class FlightMachine(RuleBasedStateMachine):
         self.keys = lock
         aliases[ALIAS] = ModelAlias(prefix)
         self.broker = Broker()
-        self.agents, self.late, self.requests = [], [], {}
+        self.agents, self.late, self.slow = [], [], []
         self.versions, self.numbers = itertools.count(1), itertools.count(1)
         self.revoked = set()
         self.job = self.ledger = None
@@ -125,6 +127,19 @@ class FlightMachine(RuleBasedStateMachine):
             if move in self.agents or move in self.broker.ready:
                 self._move(move)
 
+    @precondition(lambda self: self._moves())
+    @rule(pick=some, how=st.sampled_from(ENDS))
+    def one_goes_on_alone(self, pick, how):
+        """As far as it can, while all others stand still: that is what separates them most."""
+        move = _picked(self._moves(), pick)
+        agent = move if isinstance(move, Agent) else self._take(move)
+        for _ in range(LONG):
+            if agent not in self.agents:
+                break
+            self._end_body(agent, how) if isinstance(agent.step, Body) else self._go_on(agent)
+            self.runs_are_alone()
+            self.messages_are_somewhere()
+
     @precondition(lambda self: self._bodies())
     @rule(pick=some, how=st.sampled_from(ENDS))
     def end_body(self, pick, how):
@@ -173,10 +188,11 @@ class FlightMachine(RuleBasedStateMachine):
             self._begin(Agent("inline", lambda: self.job.wait_inline(token)))
 
     def _redeliver(self, pick):
-        """The broker takes a worker for dead."""
+        """The broker takes a worker for dead that is slow."""
         if self.broker.unacknowledged:
             delivery = _picked(self.broker.unacknowledged, pick)
             self.broker.ready.append(Delivery(delivery.message, redelivered=True))
+            self.slow.extend(agent for agent in self.agents if agent.delivery is delivery)
 
     def _revoke(self, pick):
         """A worker drops a message before its start."""
@@ -185,6 +201,15 @@ class FlightMachine(RuleBasedStateMachine):
             self.ledger.excuse(delivery.entry, "revoked")
             self.broker.give(delivery)
             self._begin(Agent("parent", Received(self.job, self.broker, delivery).drop, delivery=delivery))
+
+    def _fall_behind(self, pick):
+        """A message or a process is slow: all others may go on for long before it does."""
+        if moves := self._moves():
+            self.slow.append(_picked(moves, pick))
+
+    def _catch_up(self, pick):
+        if self.slow:
+            self.slow.pop(pick % len(self.slow))
 
     def _stall(self, pick):
         """A process that stands still renews no lease."""
@@ -232,7 +257,8 @@ class FlightMachine(RuleBasedStateMachine):
 
     def _moves(self):
         """What goes on by itself: agents that wait for a step, messages that wait for a worker."""
-        return [*self._steps(), *(self.broker.ready if self._room() else [])]
+        moves = [*self._steps(), *(self.broker.ready if self._room() else [])]
+        return [move for move in moves if move not in self.slow]
 
     def _move(self, move):
         self._go_on(move) if isinstance(move, Agent) else self._take(move)
@@ -255,6 +281,7 @@ class FlightMachine(RuleBasedStateMachine):
         agent = Agent("child", lambda: self.job.execute(request.context()), delivery=delivery)
         agent.received = request
         self._begin(agent)
+        return agent
 
     def _resume(self, agent, answer=None, error=None):
         agent.fail(error) if error else agent.go_on(answer)
@@ -355,13 +382,13 @@ class FlightMachine(RuleBasedStateMachine):
             agent.token, agent.lease_until = ran.token, ran.now + int(ran.args[1])
         self.ledger.ran(ran, getattr(agent, "call", None))
         if ran.name == "land":
-            if agent and agent.kind == "child" and agent.token and not agent.ran:
+            if agent and agent.delivery and not agent.ran and ran.status != b"lost":
                 self.ledger.passed_on(self._outcome(agent))
             if agent and agent.ran and ran.args[10]:
                 self.ledger.settles(agent.outcome, ran.now)
                 self.seen["gave an outcome", self.ledger.mode] += 1
-            if ran.args[9] == b"1":
-                self.ledger.ended(ran.args[6].decode(), ran.now)
+            if ran.args[ENDED]:
+                self.ledger.ended(ran.args[LANDED].decode(), ran.now)
         return ran.answer
 
     # Ends of agents
@@ -398,7 +425,7 @@ class FlightMachine(RuleBasedStateMachine):
         self.ledger.completed(entry, self._outcome(agent), self.shard.now, taken=agent.taken, own=agent.ran)
 
     def _outcome(self, agent):
-        _, value = self.job.backend.results.get(agent.context.id, (None, None))
+        _, value = self.job.backend.results.get(agent.delivery.message.headers["id"], (None, None))
         if isinstance(value, agents.Failed):
             value = value.args[0]
         return value if isinstance(value, str) else None

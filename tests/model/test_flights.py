@@ -1,24 +1,17 @@
 """The flights' protocol under everything that callers, brokers, workers and servers may do to it; and mutants of it."""
 
-import logging
 import os
 from collections import Counter
 
 import pytest
-import redis
-from django.dispatch import Signal
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from django_cluster_lock import signals
-from django_cluster_lock.flights import recovery, watching
-from django_cluster_lock.names import keys_of
-from tests.model.agents import NAME
 from tests.model.flight_mutants import FLOW_MUTANTS, SCRIPT_MUTANTS
 from tests.model.flights import MODES, FlightMachine
 from tests.model.ledger import Violation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet")]
 
 ALWAYS_THE_SAME = {
     "derandomize": True,
@@ -45,28 +38,9 @@ if EXAMPLES >= 1000:
     HAPPENED |= {("claim", b"next"), ("start", b"ended"), ("start", b"apart"), ("land", b"handed")}
 
 
-@pytest.fixture(scope="module")
-def connection(cluster):
-    """A client of the node that serves the model's key."""
-    port = cluster.admin().get_node_from_key(keys_of("any", NAME).record.decode()).port
-    with redis.Redis("127.0.0.1", port, password=cluster.embedded.password) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """Nobody is told: the receivers of the workers' tests write into their log."""
-    monkeypatch.setattr(logging.getLogger("django_cluster_lock"), "disabled", True)
-    # What would be tried again after a while in real time is left to the lease.
-    monkeypatch.setattr(watching, "later", lambda *_: recovery._shards.clear())
-    for signal in vars(signals).values():
-        if isinstance(signal, Signal):
-            monkeypatch.setattr(signal, "receivers", [])
-
-
-def test_no_interleaving_breaks_an_invariant(connection, prefix):
+def test_no_interleaving_breaks_an_invariant(flights_node, prefix):
     seen = Counter()
-    run_state_machine_as_test(lambda: FlightMachine(connection, prefix, seen=seen), settings=THOROUGH)
+    run_state_machine_as_test(lambda: FlightMachine(flights_node, prefix, seen=seen), settings=THOROUGH)
     assert not [event for event in HAPPENED if not seen[event]], seen
 
 
@@ -74,10 +48,10 @@ def test_no_interleaving_breaks_an_invariant(connection, prefix):
 @pytest.mark.parametrize(
     "mutant", SCRIPT_MUTANTS, ids=lambda mutant: f"{mutant.what} {mutant.breaks}".replace(" ", "-")
 )
-def test_a_changed_script_is_noticed(connection, prefix, mutant):
+def test_a_changed_script_is_noticed(flights_node, prefix, mutant):
     with pytest.raises(Violation):
         run_state_machine_as_test(
-            lambda: FlightMachine(connection, prefix, mutant.texts(), modes=[mutant.mode]), settings=UNTIL_BROKEN
+            lambda: FlightMachine(flights_node, prefix, mutant.texts(), modes=[mutant.mode]), settings=UNTIL_BROKEN
         )
 
 
@@ -86,7 +60,7 @@ def test_a_changed_script_is_noticed(connection, prefix, mutant):
     [(mutate, mode) for mutate, _, mode in FLOW_MUTANTS],
     ids=[f"{mutate.__name__}-{breaks}" for mutate, breaks, _ in FLOW_MUTANTS],
 )
-def test_a_changed_flow_is_noticed(connection, prefix, monkeypatch, mutate, mode):
+def test_a_changed_flow_is_noticed(flights_node, prefix, monkeypatch, mutate, mode):
     mutate(monkeypatch)
     with pytest.raises(Violation):
-        run_state_machine_as_test(lambda: FlightMachine(connection, prefix, modes=[mode]), settings=UNTIL_BROKEN)
+        run_state_machine_as_test(lambda: FlightMachine(flights_node, prefix, modes=[mode]), settings=UNTIL_BROKEN)

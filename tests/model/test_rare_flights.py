@@ -1,0 +1,109 @@
+"""Interleavings of flights that a random search meets rarely, or has met once, as they stand here."""
+
+import pytest
+
+from tests.model.flight_mutants import AFTER_A_LATER_CALL, AFTER_ITS_COPY
+from tests.model.flights import FlightMachine
+from tests.model.ledger import Violation
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+class Scene(FlightMachine):
+    """A machine that is told what happens next."""
+
+    def __init__(self, connection, prefix, mode, mutant=None):
+        super().__init__(connection, prefix, mutant and mutant.texts(), modes=[mode])
+        self.choose(0, acks_late=True, rejects=False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.teardown()
+
+    def called(self):
+        self.call(forced=False)
+        self.goes_on(self.agents[-1])
+
+    def sent(self):
+        """By its name: nobody claims the key for it."""
+        self._send(0)
+
+    def taken(self):
+        """The message that the broker has had for the shortest time comes to a worker."""
+        return self._take(self.broker.ready[-1])
+
+    def delivered_again(self):
+        """What has not been acknowledged, but whose worker is alive: its copy comes to another one."""
+        self._redeliver(0)
+        return self.taken()
+
+    def goes_on(self, agent, how="succeed"):
+        while agent in self.agents:
+            self.steps(agent, how)
+
+    def steps(self, agent, how="succeed"):
+        self._end_body(agent, how) if agent in self._bodies() else self._go_on(agent)
+        self.runs_are_alone()
+        self.messages_are_somewhere()
+
+    def runs(self):
+        """The versions that have run, in their order."""
+        return [run.version for run in self.ledger.runs.values()]
+
+
+@pytest.fixture
+def scene(flights_node, prefix):
+    return lambda mode, mutant=None: Scene(flights_node, prefix, mode, mutant)
+
+
+def message_after_its_copy(scene):
+    scene.called()
+    original = scene.taken()
+    scene.goes_on(scene.delivered_again())
+    scene.goes_on(original)
+
+
+def message_after_a_later_call(scene):
+    scene.called()
+    late = scene.broker.ready[0]
+    scene.let_time_pass(110_000)
+    scene.called()
+    scene.goes_on(scene.taken())
+    scene.goes_on(scene._take(late))
+
+
+@pytest.mark.parametrize(
+    ("mode", "happens", "mutant"),
+    [("join", message_after_its_copy, AFTER_ITS_COPY), ("rerun", message_after_a_later_call, AFTER_A_LATER_CALL)],
+    ids=["F5", "F7"],
+)
+def test_what_comes_late_does_not_run(scene, mode, happens, mutant):
+    with scene(mode) as as_it_is:
+        happens(as_it_is)
+    assert len(as_it_is.runs()) == 1
+    with pytest.raises(Violation), scene(mode, mutant) as changed:
+        happens(changed)
+
+
+def test_a_message_that_has_met_its_running_copy_does_not_run_after_it(scene):
+    with scene("wait") as machine:
+        machine.sent()
+        original = machine.taken()
+        copy = machine.delivered_again()
+        machine.steps(copy)
+        machine.steps(original)
+        machine.goes_on(copy)
+        machine.goes_on(original)
+    assert machine.runs() == [1]
+
+
+def test_the_retry_of_a_copy_that_was_sent_without_a_call_settles_no_later_call(scene):
+    with scene("rerun") as machine:
+        machine.sent()
+        machine.taken()
+        machine.goes_on(machine.delivered_again(), "retry")
+        machine.called()
+        machine.goes_on(machine.taken())
+    assert machine.runs()[-1] == 2
