@@ -53,6 +53,7 @@ class Flight(Lock):
     retry_delay: float | None = None  # set once the run has published a retry under its key, to the seconds until then
     copied = False  # whether its message was a copy, so that the message itself may still come, and is to be dropped
     place = 0  # of the run's call among those of the key; 0 if that is not known
+    _unanswered = False  # whether a request for the key stayed without an answer, so that it may still come
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class Flight(Lock):
         """
         token = self._own_token or new_token()
         reply = self._run(self._starting(token, message.dumps() if message else b"", flight_of, copy, place))
+        self._unanswered = self._unanswered or reply.unanswered
         if isinstance(reply, Grant):
             self.copied, self.place = copy, place or (0 if copy else reply.fence)
             return Standing("own")
@@ -119,7 +121,10 @@ class Flight(Lock):
         (lease,) = self._give_up()
         lease.closed = True
         run = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, copied=self.copied, place=self.place)
-        return self.ground.land(run, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
+        status = self.ground.land(run, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
+        if self._unanswered:
+            self.ground.refuse(lease.grant.token)
+        return status
 
     def _starting(self, token: bytes, message: bytes, flight_of: str, copy: bool, place: int) -> Flow[Reply | Grant]:
         terms = self._terms()

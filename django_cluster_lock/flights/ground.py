@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from celery import Celery
@@ -161,6 +162,11 @@ class Ground(NamedTuple):
         if reply.status == b"lost" and reply.unanswered:
             return "released"  # by the attempt that stayed without an answer
         return reply.status.decode()
+
+    def refuse(self, token: bytes) -> None:
+        """Keeps a request of a run that has ended, which may still come, from taking the key for nobody, if it can."""
+        with suppress(LockUnavailable):
+            self.alias.run(outbox.refuse(self.outbox, token))
 
     def queued_entry(self, task_id: str) -> str:
         """The entry of a task that the key is queued for, by one attempt to ask; else that of its first attempt."""

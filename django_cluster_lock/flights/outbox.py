@@ -130,7 +130,7 @@ def start(
     # What it may have parked stays: its message comes again under the same entry, and may be parked anew before this.
     reply = yield from _undone_if_it_fails(outbox, call, token, b"", (b"parked",))  # busy, the token is used once more
     if reply.status == b"own":
-        return protocol.granted(outbox.lock, token, terms, reply)
+        return protocol.granted(outbox.lock, token, terms, reply, unanswered=reply.unanswered)
     return reply
 
 
@@ -174,6 +174,11 @@ def confirm(outbox: Outbox, published: Sequence[Parked], *, deadline: float, onc
     call = _call(outbox, scripts.CONFIRM, args, deadline)
     call.once = once
     return protocol.ask(call)
+
+
+def refuse(outbox: Outbox, token: bytes) -> Flow[Reply]:
+    """Has what was asked for with that token, and comes late, answered "over"; one attempt."""
+    return protocol.ask(protocol.give_up(outbox.lock, token, mark=True))
 
 
 def lengthen(outbox: Outbox, entry: str, token: bytes, terms: Terms, *, deadline: float) -> Flow[Reply]:

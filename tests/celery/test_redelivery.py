@@ -115,6 +115,22 @@ def test_a_message_that_is_replayed_runs_again(flights, deliver, task, how, copy
     flights.until("start", 2)
 
 
+def test_a_replayed_message_that_has_to_wait_counts_as_a_copy(flights, deliver):
+    task = LATE["wait"]
+    result = task.apply_async((flights.key,), queue="nowhere")
+    deliver(result, copy=False)
+    flights.until("left")
+    flights.until_free(task)
+    other = task.delay(flights.key, gated=True)
+    flights.until("start", 2)
+    deliver(result, copy=False)
+    flights.until("parked")
+    flights.open()
+    flights.until("dropped")
+    flights.until_free(task)
+    assert [event["id"] for event in flights.events("start")] == [result.id, other.id]
+
+
 def test_a_copy_that_is_dropped_leaves_the_key_that_was_kept_for_it(flights):
     """Of a run whose lease had ended, so that the key was handed to its message again before it was through."""
     record = flights.record(join)

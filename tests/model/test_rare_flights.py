@@ -107,3 +107,13 @@ def test_the_retry_of_a_copy_that_was_sent_without_a_call_settles_no_later_call(
         machine.called()
         machine.goes_on(machine.taken())
     assert machine.runs()[-1] == 2
+
+
+def test_a_request_that_comes_after_the_end_of_its_run_takes_the_key_for_nobody(scene):
+    with scene("join") as machine:
+        machine.called()
+        run = machine.taken()
+        machine._delay(run)
+        machine.goes_on(run)
+        machine._deliver_late(0)
+        assert not machine.shard.look(machine.keys).held(machine.shard.now)
