@@ -127,8 +127,8 @@ class _Arrival:
                     return self._settled(outcome)
                 flight_of = ""
             elif status == "busy":
-                if holder.task == self.id:  # an early retry, or a copy is under way: of the two, one runs
-                    copy = True
+                if holder.task == self.id:  # an early retry, or its copy runs, which nothing else may tell it by later
+                    copy = copy or not (place or self.request.retries)
                 else:
                     self._tell(holder)
                     if refused and not self.request.retries:  # a retry has lost the key that it had

@@ -12,6 +12,7 @@ from kombu.exceptions import EncodeError
 from django_cluster_lock import LockLost, LockUnavailable
 from django_cluster_lock.flights.results import LONGEST_CARRIED
 from tests.celery.workload import (
+    TASKS,
     Refused,
     app,
     autoretry,
@@ -293,15 +294,18 @@ def test_a_task_id_that_is_used_again_runs_again(flights):
     assert len(flights.events("start")) == 2
 
 
-def test_an_early_retry_of_a_task_id_that_is_used_again_runs(flights):
-    mine = f"mine-{flights.key}"
-    join.apply_async((flights.key, "retry"), task_id=mine).get(PATIENCE)
-    flights.until_free(join)
-    join.apply_async((flights.key, "retry_and_go_on"), task_id=mine)
+@pytest.mark.parametrize("scope", ["flight", "running"])
+@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
+def test_an_early_retry_of_a_task_id_that_is_used_again_runs(flights, scope, on_duplicate):
+    task, mine = TASKS[scope, on_duplicate], f"mine-{flights.key}"
+    task.apply_async((flights.key, "retry"), task_id=mine).get(PATIENCE)
+    flights.until_free(task)
+    app.AsyncResult(mine).forget()
+    task.apply_async((flights.key, "retry_and_go_on"), task_id=mine)
     flights.until("parked")
     flights.open(f"{flights.key}-retried")
     flights.until("end", 4)
-    flights.until_free(join)
+    flights.until_free(task)
 
 
 def test_our_results_revoke_frees_the_key_at_once(flights):

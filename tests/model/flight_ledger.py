@@ -2,8 +2,8 @@
 
 The invariants: F1 one run at a time; F2 fences grow, and are higher than what was parked before; F3 the outbox is
 whole; F4 no message is lost; F5 no message is answered twice; F6 under `wait` runs start in the order of their parking;
-F7 under `rerun` no update is lost, and no run is in vain; F8 under `join` an outcome is not older than the call; F9 the
-key is kept for somebody; F10 all comes to its end.
+F7 under `rerun` no update is lost, and no run is in vain; F8 under `join` an outcome is that of a flight which had the
+key when the call was made, or later; F9 the key is kept for somebody; F10 all comes to its end.
 """
 
 import math
@@ -27,7 +27,6 @@ class Run:
     token: bytes
     begun: int
     claimed: float  # when the flight's claim was made; -inf if it had none
-    freed: float = math.inf  # when the key was given up, or lost
     settled: float = math.inf  # the time in ms at which it had an outcome for those that waited for it
 
 
@@ -73,6 +72,8 @@ class FlightLedger:
     needs: list = field(default_factory=list)  # moments from which another run was wanted
     made: dict = field(default_factory=dict)  # when calls got their places, by these
     parked: dict = field(default_factory=dict)  # when calls' messages were parked, by entry and message
+    had: dict = field(default_factory=dict)  # by task id: when it had the key last, as a claim or as a run
+    got: dict = field(default_factory=dict)  # by outcome: the task ids that ended with it
     over: dict = field(default_factory=dict)  # entries that have ended: what is kept of that, and when (ms)
     place: int = 0  # of the call whose run has started last
 
@@ -91,6 +92,7 @@ class FlightLedger:
         """Judges one run of a script."""
         self.moment += 1
         after, now = ran.after, ran.now
+        self.see(ran.before, now)
         self._fences(ran)
         self._outbox(ran)
         for entry, sequence in after.parked.items():
@@ -108,11 +110,8 @@ class FlightLedger:
         self.see(after, now)
 
     def see(self, record, now):
-        for run in self.runs.values():
-            if record.held(now) and record.holder == run.token:
-                run.freed = math.inf  # as by the landing of a lease that had ended, but whose record was still there
-            elif run.freed == math.inf:
-                run.freed = self.moment
+        if record.held(now):
+            self.had[record.fields.get(b"k", b"").decode()] = self.moment
 
     def _fences(self, ran):
         before, after = ran.before, ran.after
@@ -216,11 +215,6 @@ class FlightLedger:
         story.ended = story.ended or (self.moment, now)
         story.completed = True
 
-    def passed_on(self, outcome):
-        """A flight that needed no run of its own, or whose child died after it, ends with the outcome of that run."""
-        if outcome in self.runs:
-            self.runs[outcome].freed = self.moment
-
     def completed(self, entry, outcome, now, *, taken, own):
         """A message has come to its end.
 
@@ -235,17 +229,17 @@ class FlightLedger:
             again = story.completed and taken > moment and now - at < ENDED_LIFE
             require(not again, "F5", "a message was answered again", story)
         story.completed = True
-        run = self.runs.get(outcome)
+        run, others = self.runs.get(outcome), self.got.setdefault(outcome, set())
         if run and not own:
-            self._answered_by(story, run)
+            self._answered_by(story, run, others - {_id(entry)} | {_id(run.entry)})
+        others.add(_id(entry))
 
-    def _answered_by(self, story, run):
+    def _answered_by(self, story, run, flights):
         if self.mode in ("wait", "skip", "raise"):
             require(_id(run.entry) == _id(story.entry), "F8", "another's outcome under", self.mode, story, run)
         if self.mode == "join":
-            # The first success of a task stays the stored one, however often a redelivered message has it run.
-            freed = max(again.freed for again in self.runs.values() if _id(again.entry) == _id(run.entry))
-            require(freed >= story.called, "F8", "an outcome is older than the call that got it", story, run)
+            had = max(self.had.get(flight, -1) for flight in flights)
+            require(had >= story.called, "F8", "an outcome is older than the call that got it", story, run)
         if self.mode == "rerun":
             for call in self.calls.values():
                 if call.gives == _id(story.entry) and call.claimed < math.inf:

@@ -1,7 +1,8 @@
 """Ways to break the flights' protocol, each of which the model has to notice."""
 
-from django_cluster_lock.flights import outbox
+from django_cluster_lock.flights import outbox, run
 from django_cluster_lock.flights.ground import Ground
+from django_cluster_lock.flights.results import outcome_of
 from tests.model.mutants import ScriptMutant
 
 OUTBOX = ("claim", "start", "land", "drain", "confirm")
@@ -185,7 +186,19 @@ def parked_messages_always_taken_back(monkeypatch):
     monkeypatch.setattr(outbox, "claim", claim)
 
 
+def outcomes_kept_for_whoever_comes(monkeypatch):
+    original = run._Arrival._decide
+
+    def decide(arrival):
+        known = list(arrival.task.backend.results)
+        outcome = outcome_of(arrival.task, known[-1]) if known else None
+        return arrival._settled(outcome) if outcome else original(arrival)
+
+    monkeypatch.setattr(run._Arrival, "_decide", decide)
+
+
 FLOW_MUTANTS = [
     (confirmed_before_it_is_published, "F4", "wait"),
     (parked_messages_always_taken_back, "F4", "rerun"),
+    (outcomes_kept_for_whoever_comes, "F8", "join"),
 ]

@@ -382,8 +382,6 @@ class FlightMachine(RuleBasedStateMachine):
             agent.token, agent.lease_until = ran.token, ran.now + int(ran.args[1])
         self.ledger.ran(ran, getattr(agent, "call", None))
         if ran.name == "land":
-            if agent and agent.delivery and not agent.ran and ran.status != b"lost":
-                self.ledger.passed_on(self._outcome(agent))
             if agent and agent.ran and ran.args[10]:
                 self.ledger.settles(agent.outcome, ran.now)
                 self.seen["gave an outcome", self.ledger.mode] += 1

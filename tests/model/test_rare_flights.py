@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.model.agents import Agent
 from tests.model.flight_mutants import AFTER_A_LATER_CALL, AFTER_ITS_COPY
 from tests.model.flights import FlightMachine
 from tests.model.ledger import Violation
@@ -22,9 +23,14 @@ class Scene(FlightMachine):
     def __exit__(self, *error):
         self.teardown()
 
-    def called(self):
-        self.call(forced=False)
-        self.goes_on(self.agents[-1])
+    def called(self, task_id=""):
+        for attempt in range(2):  # to the ledger, what is used again is another's
+            self.ledger.stories.pop(f"{task_id}:{attempt}", None)
+        version = next(self.versions)
+        caller = Agent("caller", lambda: self.job.call(version, forced_as=task_id))
+        caller.call = self.ledger.call(version)
+        self._begin(caller)
+        self.goes_on(caller)
 
     def sent(self):
         """By its name: nobody claims the key for it."""
@@ -63,6 +69,7 @@ def message_after_its_copy(scene):
     original = scene.taken()
     scene.goes_on(scene.delivered_again())
     scene.goes_on(original)
+    assert scene.runs() == [1]
 
 
 def message_after_a_later_call(scene):
@@ -72,6 +79,7 @@ def message_after_a_later_call(scene):
     scene.called()
     scene.goes_on(scene.taken())
     scene.goes_on(scene._take(late))
+    assert scene.runs() == [2]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +90,7 @@ def message_after_a_later_call(scene):
 def test_what_comes_late_does_not_run(scene, mode, happens, mutant):
     with scene(mode) as as_it_is:
         happens(as_it_is)
-    assert len(as_it_is.runs()) == 1
-    with pytest.raises(Violation), scene(mode, mutant) as changed:
+    with pytest.raises(Violation, match=mutant.breaks), scene(mode, mutant) as changed:
         happens(changed)
 
 
@@ -102,11 +109,33 @@ def test_a_message_that_has_met_its_running_copy_does_not_run_after_it(scene):
 def test_the_retry_of_a_copy_that_was_sent_without_a_call_settles_no_later_call(scene):
     with scene("rerun") as machine:
         machine.sent()
-        machine.taken()
+        original = machine.taken()
         machine.goes_on(machine.delivered_again(), "retry")
+        retry = machine.taken()
         machine.called()
+        machine.goes_on(retry)
+        machine.goes_on(original)
         machine.goes_on(machine.taken())
-    assert machine.runs()[-1] == 2
+        assert machine.runs() == [1, 1, 2]
+
+
+def test_a_copy_of_an_earlier_use_of_a_task_id_leaves_what_the_later_one_has_parked(scene):
+    with scene("wait") as machine:
+        machine.called("mine")
+        machine.goes_on(machine.taken(), "retry")
+        retry = machine.taken()
+        copy = machine.delivered_again()
+        machine.goes_on(retry)
+        machine.called("mine")
+        run = machine.taken()
+        machine.steps(run)
+        machine.steps(run, "retry")
+        machine.steps(run)
+        machine.goes_on(machine.taken())
+        assert machine.shard.look(machine.keys).parked
+        machine.goes_on(copy)
+        machine.goes_on(run)
+    assert machine.runs() == [1, 1, 2, 2]
 
 
 def test_a_request_that_comes_after_the_end_of_its_run_takes_the_key_for_nobody(scene):
