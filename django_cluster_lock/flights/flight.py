@@ -77,7 +77,7 @@ class Flight(Lock):
         self.entry = outbox.entry_of(task_id, retries, replaced)
         self.next_entry = outbox.entry_of(task_id, retries + 1, replaced)
         self.ground = Ground.of(task.app, policy, name)
-        self._own_token = token
+        self._run_token = token or new_token()
 
     def start(
         self, message: Message | None = None, *, flight_of: str = "", copy: bool = False, place: int = 0
@@ -92,7 +92,7 @@ class Flight(Lock):
         Raises:
             LockUnavailable, LockNotReplicated: as for any lock.
         """
-        token = self._own_token or new_token()
+        token = self._run_token
         reply = self._run(self._starting(token, message.dumps() if message else b"", flight_of, copy, place))
         self._unanswered = self._unanswered or reply.unanswered
         if isinstance(reply, Grant):

@@ -127,7 +127,7 @@ class _Arrival:
                     return self._settled(outcome)
                 flight_of = ""
             elif status == "busy":
-                if holder.task == self.id:  # an early retry, or its copy runs, which nothing else may tell it by later
+                if holder.task == self.id:  # an early retry; or a copy runs, which only a place could tell later
                     copy = copy or not (place or self.request.retries)
                 else:
                     self._tell(holder)

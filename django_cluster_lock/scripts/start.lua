@@ -14,21 +14,20 @@
 local token, ttl, member, task, entry, mode = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[7], ARGV[8], ARGV[9]
 local message, flight, copy = ARGV[10], ARGV[11], ARGV[12] == '1'
 local place, claim_ttl = tonumber(ARGV[13]), tonumber(ARGV[14])
-local known_place = place > 0 and place  -- a later call with that task id may be parked as the same entry
 local field = read('t', 'f', 'd', 'a', 'qh', 'k', 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7')
 local holder, fence, deadline, newest, owner = field[1], field[2], number(field[3]), number(field[4]), field[6]
 local held = holder and deadline > now
 local mine = held and holder == token
 
 if not mine and has_ended(KEYS[7], place, copy) then
-  forget(entry, member, known_place)
+  forget(entry, member, place > 0 and place)  -- a later call with that task id may be parked as the same entry
   return {'ended'}
 end
 if cancelled(token, field, 7) then return {'over'} end
 if mode == 'rerun' and place > 0 and not mine then
   local latest_place, outcome = latest_run()
   if latest_place > place then
-    forget(entry, member, known_place)
+    forget(entry, member)
     return {'passed', outcome}
   end
 end

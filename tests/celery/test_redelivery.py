@@ -12,7 +12,7 @@ from django_cluster_lock import names
 from django_cluster_lock.flights.ground import Ground
 from django_cluster_lock.flights.messages import Ticket
 from django_cluster_lock.flights.policy import POLICY
-from tests.celery.workload import LATE, NEVER_ACKED, NO_FAILURE_ACKED, PATIENCE, app, join, late
+from tests.celery.workload import LATE, NEVER_ACKED, NO_FAILURE_ACKED, NO_TIMEOUT_ACKED, PATIENCE, app, join, late
 from tests.records import until
 from tests.workers import redeliver
 
@@ -76,13 +76,16 @@ def deliver(setup):
         yield deliver
 
 
-@pytest.mark.parametrize("on_duplicate", ["join", "rerun", "wait"])
-def test_a_message_that_comes_after_its_copy_is_dropped(flights, deliver, on_duplicate):
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [*((task, "succeed") for task in LATE.values()), (NO_TIMEOUT_ACKED, "fail")],
+    ids=[*LATE, "failure-acked"],
+)
+def test_a_message_that_comes_after_its_copy_is_dropped(flights, deliver, task, how):
     """As of several with an `eta`, which wait in as many workers."""
-    task = LATE[on_duplicate]
-    result = task.apply_async((flights.key,), queue="nowhere")
+    result = task.apply_async((flights.key, how), queue="nowhere")
     deliver(result, copy=True)
-    result.get(PATIENCE)
+    result.get(PATIENCE, propagate=False)
     flights.until_free(task)
     for _ in range(2):
         deliver(result, copy=True)

@@ -14,8 +14,9 @@ from tests.model.ledger import require
 
 ENDED_LIFE = 600_000  # ms
 ENTRY, MESSAGE, COPY, PLACE = 7, 9, 11, 12  # where the arguments of `claim` and `start` have them
-# Where those of `land` have the entry, what is kept of it if it has ended for good, and the one the key is kept for.
-LANDED, ENDED, KEPT = 6, 9, 11
+# Where those of `land` have the entry, what is kept of it if it has ended for good, its outcome for others, and the one
+# that the key is kept for.
+LANDED, ENDED, OUTCOME, KEPT = 6, 9, 10, 11
 
 
 @dataclass(eq=False)
@@ -104,7 +105,7 @@ class FlightLedger:
         if ran.status == b"next" and after.holder != ran.before.holder:
             self._handed(ran, claimed_entry(after))
         if ran.name == "land" and ran.args[ENDED]:
-            self.over[ran.args[LANDED].decode()] = ran.args[ENDED].decode(), now
+            self._ended(ran.args[LANDED].decode(), ran.args[ENDED].decode(), now)
         if after.held(now):
             require(after.indexed, "F3", "a held lock is not in the index", ran)
         self.see(after, now)
@@ -209,8 +210,9 @@ class FlightLedger:
         """A run gives its outcome to those that waited for it."""
         self.runs[outcome].settled = min(now, self.runs[outcome].settled)
 
-    def ended(self, entry, now):
+    def _ended(self, entry, kept, now):
         """The message's own execution has told Redis that it ended for good."""
+        self.over[entry] = kept, now
         story = self.tell(entry)
         story.ended = story.ended or (self.moment, now)
         story.completed = True

@@ -27,7 +27,7 @@ from tests.model.agents import (
     Publication,
     Received,
 )
-from tests.model.flight_ledger import ENDED, LANDED, FlightLedger
+from tests.model.flight_ledger import OUTCOME, FlightLedger
 from tests.model.ledger import require
 from tests.model.shard import FlightShard
 
@@ -74,7 +74,6 @@ class FlightMachine(RuleBasedStateMachine):
         self.broker = Broker()
         self.agents, self.late, self.slow = [], [], []
         self.versions, self.numbers = itertools.count(1), itertools.count(1)
-        self.revoked = set()
         self.job = self.ledger = None
 
     @initialize(mode=some, acks_late=st.booleans(), rejects=st.booleans())
@@ -136,9 +135,7 @@ class FlightMachine(RuleBasedStateMachine):
         for _ in range(LONG):
             if agent not in self.agents:
                 break
-            self._end_body(agent, how) if isinstance(agent.step, Body) else self._go_on(agent)
-            self.runs_are_alone()
-            self.messages_are_somewhere()
+            self._step(agent, how)
 
     @precondition(lambda self: self._bodies())
     @rule(pick=some, how=st.sampled_from(ENDS))
@@ -310,6 +307,11 @@ class FlightMachine(RuleBasedStateMachine):
         agent.how = how
         self._resume(agent, (how, agent.outcome))
 
+    def _step(self, agent, how="succeed"):
+        self._end_body(agent, how) if isinstance(agent.step, Body) else self._go_on(agent)
+        self.runs_are_alone()
+        self.messages_are_somewhere()
+
     def _go_on(self, agent):
         step = agent.step
         if isinstance(step, Send):
@@ -381,12 +383,9 @@ class FlightMachine(RuleBasedStateMachine):
         if agent and ran.status == b"own" and ran.name in ("start", "acquire"):
             agent.token, agent.lease_until = ran.token, ran.now + int(ran.args[1])
         self.ledger.ran(ran, getattr(agent, "call", None))
-        if ran.name == "land":
-            if agent and agent.ran and ran.args[10]:
-                self.ledger.settles(agent.outcome, ran.now)
-                self.seen["gave an outcome", self.ledger.mode] += 1
-            if ran.args[ENDED]:
-                self.ledger.ended(ran.args[LANDED].decode(), ran.now)
+        if ran.name == "land" and agent and agent.ran and ran.args[OUTCOME]:
+            self.ledger.settles(agent.outcome, ran.now)
+            self.seen["gave an outcome", self.ledger.mode] += 1
         return ran.answer
 
     # Ends of agents
@@ -487,9 +486,7 @@ class FlightMachine(RuleBasedStateMachine):
         for turn in range(300):
             for agent in list(self.agents):
                 if agent in self.agents:
-                    self._end_body(agent, "succeed") if isinstance(agent.step, Body) else self._go_on(agent)
-                    self.runs_are_alone()
-                    self.messages_are_somewhere()
+                    self._step(agent)
             for delivery in list(self.broker.ready):
                 self._take(delivery)
             if any(agent.kind != "inline" for agent in self.agents):

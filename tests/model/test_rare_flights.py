@@ -1,4 +1,4 @@
-"""Interleavings of flights that a random search meets rarely, or has met once, as they stand here."""
+"""Interleavings of flights that a random search meets rarely, or has met once, each gone through step by step."""
 
 import pytest
 
@@ -47,12 +47,7 @@ class Scene(FlightMachine):
 
     def goes_on(self, agent, how="succeed"):
         while agent in self.agents:
-            self.steps(agent, how)
-
-    def steps(self, agent, how="succeed"):
-        self._end_body(agent, how) if agent in self._bodies() else self._go_on(agent)
-        self.runs_are_alone()
-        self.messages_are_somewhere()
+            self._step(agent, how)
 
     def runs(self):
         """The versions that have run, in their order."""
@@ -99,8 +94,8 @@ def test_a_message_that_has_met_its_running_copy_does_not_run_after_it(scene):
         machine.sent()
         original = machine.taken()
         copy = machine.delivered_again()
-        machine.steps(copy)
-        machine.steps(original)
+        machine._step(copy)
+        machine._step(original)
         machine.goes_on(copy)
         machine.goes_on(original)
     assert machine.runs() == [1]
@@ -128,9 +123,9 @@ def test_a_copy_of_an_earlier_use_of_a_task_id_leaves_what_the_later_one_has_par
         machine.goes_on(retry)
         machine.called("mine")
         run = machine.taken()
-        machine.steps(run)
-        machine.steps(run, "retry")
-        machine.steps(run)
+        machine._step(run)
+        machine._step(run, "retry")
+        machine._step(run)
         machine.goes_on(machine.taken())
         assert machine.shard.look(machine.keys).parked
         machine.goes_on(copy)
