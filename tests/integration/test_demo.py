@@ -236,6 +236,39 @@ def test_ctrl_c_leaves_nothing(start, tmp_path, moment, options):
     assert_nothing_is_left(tmp_path)
 
 
+INTERRUPTED = """
+import signal
+import time
+
+from demo.processes import stoppable
+
+class Closing:
+    def __init__(self, inner=None):
+        self.inner = inner
+
+    def __del__(self):
+        if self.inner:
+            del self.inner
+            time.sleep(20)
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+for interrupt in Closing, lambda: Closing(Closing()), lambda: signal.raise_signal(signal.SIGTERM):
+    try:
+        with stoppable():
+            interrupt()
+            while True:
+                signal.pause()
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_an_interruption_that_falls_into_a_finaliser_stops_it_too(run):
+    code, output = run("shell", "--verbosity=0", "-c", INTERRUPTED)
+    assert (code, output) == (0, "stopped\n" * 3)
+
+
 SERVERS = 6 + 1 + 1 + 1  # nodes, the broker, a watcher of each
 
 
