@@ -7,9 +7,8 @@
 -- until it goes out for the first time). `outboxes` tells which locks of the slot have entries.
 -- `latest`, where only the latest counts, is for a while the place of the latest call whose run had an outcome, and
 -- that: "place outcome".
--- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known, or until
--- another run of it begins: the place of its call (0: not known), and "c" where a copy has run, so that the message
--- itself may still come.
+-- `ended` is there for a while once that entry's run has ended, so that a copy of its message is known: the place of
+-- its call (0: not known), and "c" where a copy has run, so that the message itself may still come.
 --
 -- A claim is a lease for an entry that is on its way to a worker: its token is "~attempt~" and a random part, and the
 -- record names the task. Whoever runs that entry may take the lock over. Every fence of a flight is higher than the

@@ -71,7 +71,6 @@ if mine or claimed or not (held or waits or behind) then
     'h', ARGV[4], 'p', ARGV[5], 'r', ARGV[6], 'k', task, unpack(since))
   expire(deadline, newest)
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
-  if not mine then redis.call('DEL', KEYS[7]) end  -- of an earlier run, of which copies of this one are none
   return {'own', tonumber(fence)}
 end
 

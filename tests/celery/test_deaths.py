@@ -104,20 +104,6 @@ def test_the_key_is_kept_for_a_message_that_comes_again_and_for_no_other(flights
     assert len(flights.events("start")) == 1 + again
 
 
-def test_what_is_known_of_an_earlier_use_of_its_task_id_keeps_no_run_from_coming_again(flights):
-    mine, task = f"mine-{flights.key}", LATE["join"]
-    app.send_task(task.name, (flights.key,), task_id=mine)  # by name: only its start can tell it from what was before
-    flights.until("left")
-    flights.until_free(task)
-    app.AsyncResult(mine).forget()  # else Celery takes the lost run for a success
-    app.send_task(task.name, (flights.key,), {"gated": True}, task_id=mine)
-    os.kill(flights.until("start", 2)["pid"], signal.SIGKILL)
-    flights.until("start", 3)
-    flights.open()
-    flights.until("end", 2)
-    flights.until_free(task)
-
-
 @pytest.mark.parametrize(("task", "again"), OVERDUE, ids=[task.name for task, _ in OVERDUE])
 def test_a_message_comes_again_after_a_hard_time_limit_where_it_is_not_acknowledged(flights, task, again):
     result = task.apply_async((flights.key,), {"gated": True}, time_limit=1)
