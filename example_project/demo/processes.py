@@ -131,10 +131,6 @@ def _start(environment: Mapping[str, str], errors: int, module: str, *arguments:
 def stoppable() -> Iterator[None]:
     """Ends the block with KeyboardInterrupt whichever way we are told to stop."""
 
-    def listen() -> None:
-        for each in signals:
-            signal.signal(each, stop)
-
     def stop(*_: object) -> None:
         for each in signals:
             signal.signal(each, signal.SIG_IGN)  # once is enough: do not interrupt the clearing up
@@ -143,19 +139,18 @@ def stoppable() -> Iterator[None]:
     def stop_again(unraisable: "sys.UnraisableHookArgs") -> None:
         """What is raised while a finaliser runs ends the finaliser alone."""
         if unraisable.exc_type is KeyboardInterrupt:
-            listen()
+            signal.signal(signal.SIGALRM, stop)
             signal.setitimer(signal.ITIMER_REAL, 0.05)  # not at once: that would end this hook alone
         else:
             hook(unraisable)
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-    before = {each: signal.getsignal(each) for each in signals}
     hook, sys.unraisablehook = sys.unraisablehook, stop_again
-    listen()
+    before = {each: signal.signal(each, stop) for each in signals}
     try:
         yield
     finally:
-        sys.unraisablehook = hook
         signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in before.items():
             signal.signal(each, handler)
+        sys.unraisablehook = hook

@@ -258,7 +258,7 @@ for interrupt in Closing, lambda: Closing(Closing()), lambda: signal.raise_signa
         with stoppable():
             interrupt()
             while True:
-                signal.pause()
+                time.sleep(0.01)
     except KeyboardInterrupt:
         print("stopped")
 """
