@@ -72,7 +72,7 @@ class FlightLedger:
     places: dict = field(default_factory=dict)  # by task id: its first place in the order
     needs: list = field(default_factory=list)  # moments from which another run was wanted
     made: dict = field(default_factory=dict)  # when calls got their places, by these
-    parked: dict = field(default_factory=dict)  # when calls' messages were parked, by entry and message
+    parked: dict = field(default_factory=dict)  # when calls' messages were parked last, by entry and message
     had: dict = field(default_factory=dict)  # by task id: when it had the key last, as a claim or as a run
     got: dict = field(default_factory=dict)  # by outcome: the task ids that ended with it
     over: dict = field(default_factory=dict)  # entries that have ended: what is kept of that, and when (ms)
@@ -144,8 +144,9 @@ class FlightLedger:
         before, now, message = ran.before, ran.now, ran.args[MESSAGE]
         if not message:
             self.over.pop(entry, None)
-        if message and ran.after.stored.get(entry.encode()) == message:
-            self.parked.setdefault((entry, message), self.moment)
+        raw = entry.encode()
+        if message and before.stored.get(raw) != message == ran.after.stored.get(raw):
+            self.parked[entry, message] = self.moment  # anew, where another call's has replaced it meanwhile
         if ran.status == b"own":
             require(not before.held(now) or before.holder.endswith(ran.token), "F1", "a held key was claimed", ran)
             self.places.setdefault(_id(entry), ran.after.fence)
@@ -154,8 +155,8 @@ class FlightLedger:
             require(not passed, "F6", "a call passed those that were left behind", ran)
             claimed = self.made[ran.after.fence]
         elif ran.status in (b"parked", b"next"):
-            require((entry, message) in self.parked, "F4", "a message was not parked", ran)
-            claimed = self.parked[entry, message]
+            claimed = self.parked.get((entry, message))
+            require(claimed or not call, "F4", "a message was not parked", ran)  # late, it may have flown meanwhile
         else:
             return
         self.needs.append(self.moment)
