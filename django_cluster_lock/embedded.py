@@ -40,7 +40,7 @@ SLOTS = 16384
 # Data and bus ports lie below the ephemeral range, where no outgoing connection takes them by chance.
 DATA_PORTS = range(10_000, 20_000)
 BUS_OFFSET = 10_000
-START_TIMEOUT, REPAIR_TIMEOUT, STOP_GRACE = 30.0, 10.0, 3.0
+START_TIMEOUT, STOP_GRACE = 30.0, 3.0
 POLL = 0.02
 CONFIG = """\
 bind 127.0.0.1
@@ -333,7 +333,7 @@ def _repaired(cluster: Cluster) -> Cluster | None:
         for node in dead:
             node.launch(cluster.server)
         whole = partial(_succeeds, redis.RedisError, _whole, clients)
-        _wait(whole, nodes, "form the cluster again", REPAIR_TIMEOUT)
+        _wait(whole, nodes, "form the cluster again", START_TIMEOUT)
         return _save(cluster.directory, cluster.server, cluster.password, cluster.ports)
     return None
 

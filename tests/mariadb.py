@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pymysql
@@ -21,6 +22,12 @@ pymysql.install_as_MySQLdb()
 def missing():
     """What has to be installed to test it."""
     return "" if shutil.which("mariadbd") else "apt install mariadb-server"
+
+
+def connected(socket):
+    """A connection, once the server takes them."""
+    with suppress(pymysql.OperationalError):
+        return pymysql.connect(unix_socket=str(socket), user="root")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -44,11 +51,10 @@ def mariadb():
     server = subprocess.Popen(["mariadbd", "--no-defaults", data, *options, *as_user])
     try:
         deadline = time.monotonic() + PATIENCE
-        while not socket.exists():  # then it listens
+        while not (connection := connected(socket)):
             assert server.poll() is None, (base / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        connection = pymysql.connect(unix_socket=str(socket), user="root")
         with connection, connection.cursor() as cursor:
             cursor.execute("CREATE DATABASE locks CHARACTER SET utf8mb4")
         yield {"ENGINE": "django.db.backends.mysql", "HOST": str(socket), "USER": "root", "NAME": "locks"}

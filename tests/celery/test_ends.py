@@ -116,12 +116,12 @@ def test_a_call_that_celery_refuses_frees_the_key(flights):
 
 
 def test_revoked_before_its_start(flights):
-    result = join.apply_async((flights.key,), countdown=0.5)
+    result = join.apply_async((flights.key,), countdown=2)
     assert not flights.free(join)
     app.control.revoke(result.id)
     with pytest.raises(TaskRevokedError):
         result.get(PATIENCE)
-    flights.until_free(join, within=1)
+    flights.until_free(join)
 
 
 def test_expired_before_its_start(flights):
@@ -309,7 +309,7 @@ def test_an_early_retry_of_a_task_id_that_is_used_again_runs(flights, scope, on_
 
 
 def test_our_results_revoke_frees_the_key_at_once(flights):
-    result = join.apply_async((flights.key,), countdown=1)
+    result = join.apply_async((flights.key,), countdown=3)
     joined = join.delay(flights.key)
     assert joined.id == result.id
     joined.revoke()
@@ -367,7 +367,7 @@ def test_celery_calls_a_run_revoked_until_it_ends_where_another_worker_is_told_s
 
 @pytest.mark.parametrize("how", ["revoke", "our revoke", "expire"])
 def test_what_is_parked_takes_over_from_a_flight_that_never_starts(flights, how):
-    options = {"countdown": 1, "expires": 0.5} if how == "expire" else {"countdown": 1}
+    options = {"countdown": 3, "expires": 2} if how == "expire" else {"countdown": 3}
     first = join.apply_async((flights.key,), **options)
     second = join.apply_async((flights.key,), task_id=f"second-{flights.key}")
     flights.until("parked")

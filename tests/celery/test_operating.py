@@ -17,7 +17,7 @@ def shown(flights):
 
 
 def test_a_flight_is_queued_then_held_with_what_is_parked_behind_it(flights):
-    first = join.apply_async((flights.key,), {"gated": True}, countdown=0.5)
+    first = join.apply_async((flights.key,), {"gated": True}, countdown=2)
     queued = shown(flights)
     assert (queued.state, queued.owner.task, queued.parked) == ("queued", first.id, 0)
     flights.until("start")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.celery.workload import PATIENCE, app, join, late
 from tests.records import until
-from tests.workers import Flights, Worker
+from tests.workers import LEASE, Flights, Worker
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def test_deaths_and_revocations_while_their_shard_stalls(flights, worker, outlas
             assert app.control.ping([name], timeout=10) == [{name: {"ok": "pong"}}]
         assert not flights.events("recovered")
         if outlast:  # the lease, and what Redis remembers of it
-            until(lambda: time.monotonic() > stopped + 5)
+            until(lambda: time.monotonic() > stopped + LEASE + 3)
     flights.until("start", 2)
     flights.open()
     assert behind.get(PATIENCE).startswith(flights.key)
@@ -105,7 +105,9 @@ def test_a_message_that_can_neither_start_nor_be_sent_back_comes_again(flights, 
     """Its worker reads from the broker, but can write neither to that nor to the locks' cluster."""
     cut_off = {"broker_write_url": "redis://127.0.0.1:1", "task_publish_retry_policy": {"max_retries": 0}}
     locks = {"default": setup["locks"]["nowhere"]}
-    first = Worker(flights.setup, "prefork", f"{flights.key}-cut-off", queue=flights.key, conf=cut_off, locks=locks)
+    first = Worker(
+        flights.setup, "prefork", f"{flights.key}-cut-off", queue=flights.key, conf=cut_off, locks=locks
+    ).ready()
     try:
         result = late.apply_async((flights.key,), queue=flights.key)
         until(lambda: first.log.read_text().count("flight.not_started") > 1)

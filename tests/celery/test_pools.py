@@ -8,9 +8,7 @@ import pytest
 from django_cluster_lock import LockLost
 from tests.celery.workload import LATE, PATIENCE, TASKS, app, interrupted, join
 from tests.records import until
-from tests.workers import Hosts, redeliver
-
-LEASE = 2  # seconds
+from tests.workers import LEASE, Hosts, redeliver
 
 
 @pytest.fixture(scope="module", params=["threads", "solo", "gevent"])

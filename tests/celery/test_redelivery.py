@@ -43,13 +43,14 @@ def test_a_copy_that_arrives_after_the_end_is_dropped(flights, setup, how):
     flights.until("start")
     with redis.Redis.from_url(setup["broker"]) as broker:  # which did not get its worker's acknowledgement
         unacked, index = (f"{setup['prefix']}:celery:{name}" for name in ("unacked", "unacked_index"))
-        messages, times = broker.hgetall(unacked), broker.zrange(index, 0, -1, withscores=True)
+        (tag,) = unacknowledged(result)
+        message, at = broker.hget(unacked, tag), broker.zscore(index, tag)
         flights.open()
         value = str(result.get(PATIENCE, propagate=False))
         flights.until_free(late)
-        until(lambda: not unacknowledged())
-        broker.hset(unacked, mapping=messages)
-        broker.zadd(index, dict(times))
+        until(lambda: not unacknowledged(result))
+        broker.hset(unacked, tag, message)
+        broker.zadd(index, {tag: at})
     redeliver()
     flights.until("arrived", 2)
     flights.until("dropped")
@@ -165,7 +166,7 @@ def test_a_revoked_copy_of_what_runs_leaves_it_its_outcome(flights, how):
 
 def test_a_copy_of_what_waits_for_its_time_has_one_run(flights):
     result = join.apply_async((flights.key,), {"gated": True}, countdown=1)
-    until(unacknowledged)
+    until(lambda: unacknowledged(result))
     redeliver()
     redeliver()
     flights.until("start")
@@ -193,8 +194,10 @@ def test_a_copy_takes_over_from_a_dead_run(flights, on_duplicate):
     assert runs == ["start", "start", "end"]
 
 
-def unacknowledged():
+def unacknowledged(call):
+    """What the broker knows the messages of a call by that a worker has, and has not acknowledged."""
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         with channel.conn_or_acquire() as client:
-            return client.hlen(channel.unacked_key)
+            tags = client.zrange(channel.unacked_index_key, 0, -1)
+            return [tag for tag in tags if call.id.encode() in (client.hget(channel.unacked_key, tag) or b"")]

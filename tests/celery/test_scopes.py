@@ -195,7 +195,7 @@ def test_a_message_that_is_a_duplicate_fails(flights, scope, send):
 
 def queue(flights, task):
     """A call that waits for its time."""
-    return task.apply_async((flights.key,), gated(1), countdown=1)
+    return task.apply_async((flights.key,), gated(1), countdown=2)
 
 
 def test_queued_join_is_for_those_that_wait(flights):

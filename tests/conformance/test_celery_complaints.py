@@ -40,7 +40,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from django_cluster_lock import DuplicateFlight
 from tests.celery.workload import app, join, raising, skip
 from tests.records import until
-from tests.workers import Worker
+from tests.workers import LEASE, Worker
 
 PATIENCE = 20
 
@@ -58,7 +58,7 @@ def test_a_worker_that_is_killed_leaves_no_key_behind(flights, another):
     first = join.apply_async((flights.key,), {"gated": True}, queue=flights.key)
     os.kill(flights.until("start")["pid"], signal.SIGKILL)
     assert another.process.wait(PATIENCE) == -signal.SIGKILL
-    flights.until_free(join, within=4)
+    flights.until_free(join, within=LEASE + 4)
     assert join.apply_async((flights.key,), queue=f"nobody-{flights.key}").id != first.id
 
 

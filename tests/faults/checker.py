@@ -13,7 +13,7 @@ from operator import attrgetter
 # layout may be asked for (0.5 s); then comes a last attempt, with its wait for replicas (1 s), and a cancel, which may
 # have to ask for the layout too (1 s); the rest is for a busy machine. A call that is not to wait tries for as long as
 # `Alias.patience` says.
-ALLOWANCE, PATIENCE = 3.5, 2.0
+ALLOWANCE, PATIENCE = 5.0, 2.0
 # For how long the answer that grants a lease may be on its way, waiting for replicas among others.
 ON_ITS_WAY = 2.0
 # Of two that begin to wait at least so far apart, the first is first in the queue.

@@ -177,9 +177,9 @@ def test_a_call_that_never_returns():
 
 
 def test_a_paused_client_is_not_late():
-    assert not verdict([call(returned=16.0)], pauses={"x": [(10.5, 15.5)]}).hangs
-    assert verdict([call(returned=26.0)], pauses={"x": [(10.5, 15.5)]}).hangs
-    assert verdict([call(returned=16.0)], pauses={"y": [(10.5, 15.5)]}).hangs
+    assert not verdict([call(returned=18.0)], pauses={"x": [(10.5, 17.5)]}).hangs
+    assert verdict([call(returned=28.0)], pauses={"x": [(10.5, 17.5)]}).hangs
+    assert verdict([call(returned=18.0)], pauses={"y": [(10.5, 17.5)]}).hangs
 
 
 def test_a_waiter_that_is_overtaken():

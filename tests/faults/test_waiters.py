@@ -87,7 +87,7 @@ def test_leaving_the_queue(proxy, holder, actor, record, fault):
     holder.free()
     freed = time.monotonic()
     assert holder.do(cache_lock("a"), "acquire", blocking_timeout=5)
-    assert time.monotonic() - freed < CLAIM + SLICE
+    assert time.monotonic() - freed < CLAIM + 2
     assert record.holder()
 
 

@@ -66,7 +66,7 @@ for lock in held:
 for number in range(40):
     pid = os.fork()
     if not pid:
-        with cache_lock("child", timeout=0.5) as lock:
+        with cache_lock("child", timeout=5) as lock:
             owned = lock.owned()
         os._exit(0 if owned else 1)
     say(os.waitpid(pid, 0)[1])

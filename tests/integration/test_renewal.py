@@ -70,7 +70,7 @@ def test_the_thread_ends_when_nothing_is_held():
         thread = aliases["default"].renewer._thread
         assert thread.is_alive()
     until(lambda: not thread.is_alive())
-    with cache_lock("a", timeout=0.6) as lock:  # and a new one starts
+    with cache_lock("a", timeout=2) as lock:  # and a new one starts
         ends = lock._find()[0].valid_until
         until(lambda: time.monotonic() > ends)
         lock.raise_if_lost()
@@ -148,7 +148,7 @@ def test_max_hold_is_the_longest_a_lease_can_last(record, losses):
     started = record.now()
     lock.acquire()
     until(lambda: record.holder() is None)
-    assert 1900 <= record.now() - started <= 2000 + 1000 + SKEW * 1000 + 200
+    assert 1900 <= record.now() - started <= 2000 + 1000 + SKEW * 1000 + 2000
     until(lambda: losses)
     assert "max_hold" in losses[0][1]
     with pytest.raises(LockLost):

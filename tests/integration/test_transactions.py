@@ -437,7 +437,7 @@ def test_it_is_renewed_meanwhile(databases, cluster, prefix):
         return cluster.admin().hmget(f"{prefix}:lock:{{stock}}", "f", "d")
 
     with transaction.atomic():
-        with cache_lock("stock", timeout=0.6):
+        with cache_lock("stock", timeout=2):
             fence, deadline = fence_and_deadline()
         extensions = set()
         while len(extensions) < 3:
@@ -643,7 +643,7 @@ def test_a_lock_lost_while_kept_is_told_and_does_not_stop_the_commit(databases, 
     lock_lost.connect(receive)
     try:
         with transaction.atomic():
-            with cache_lock("stock", timeout=0.6):
+            with cache_lock("stock", timeout=2):
                 write(9)
             lose(cluster, prefix)
             assert told.wait(PATIENCE)
