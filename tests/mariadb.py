@@ -2,10 +2,10 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pymysql
@@ -24,10 +24,10 @@ def missing():
     return "" if shutil.which("mariadbd") else "apt install mariadb-server"
 
 
-def connected(socket):
-    """A connection, once the server takes them."""
-    with suppress(pymysql.OperationalError):
-        return pymysql.connect(unix_socket=str(socket), user="root")
+def listens(address):
+    """Whether a server takes connections there."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(address)) == 0
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -44,20 +44,21 @@ def mariadb():
     as_user = [f"--user={USER}"] if os.geteuid() == 0 else []
     if as_user:
         shutil.chown(base, USER)
-    data, socket = f"--datadir={base / 'data'}", base / "socket"
+    data, address = f"--datadir={base / 'data'}", base / "socket"
     install = ["mariadb-install-db", "--no-defaults", data, "--auth-root-authentication-method=normal", *as_user]
     subprocess.run(install, check=True, capture_output=True)
-    options = ["--skip-networking", f"--socket={socket}", f"--pid-file={base / 'pid'}", f"--log-error={base / 'log'}"]
+    options = ["--skip-networking", f"--socket={address}", f"--pid-file={base / 'pid'}", f"--log-error={base / 'log'}"]
     server = subprocess.Popen(["mariadbd", "--no-defaults", data, *options, *as_user])
     try:
         deadline = time.monotonic() + PATIENCE
-        while not (connection := connected(socket)):
+        while not listens(address):
             assert server.poll() is None, (base / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        connection = pymysql.connect(unix_socket=str(address), user="root")
         with connection, connection.cursor() as cursor:
             cursor.execute("CREATE DATABASE locks CHARACTER SET utf8mb4")
-        yield {"ENGINE": "django.db.backends.mysql", "HOST": str(socket), "USER": "root", "NAME": "locks"}
+        yield {"ENGINE": "django.db.backends.mysql", "HOST": str(address), "USER": "root", "NAME": "locks"}
     finally:
         server.terminate()
         server.wait(PATIENCE)

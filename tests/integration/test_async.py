@@ -8,9 +8,8 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 
 from django_cluster_lock import LockNotHeld, cache_lock, current_lock
+from tests.integration.conftest import TIMEOUT
 from tests.records import auntil, until
-
-TIMEOUT = 1.5
 
 
 @pytest.fixture(autouse=True)

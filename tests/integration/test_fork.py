@@ -19,9 +19,9 @@ def attempt(action):
 
 def child():
     say("child", attempt(lock.owned), attempt(lock.release), attempt(lambda: lock.extend(5)), current_lock())
-    say("child", attempt(lambda: cache_lock("a").acquire(blocking_timeout=2)))
+    say("child", attempt(lambda: cache_lock("a").acquire(blocking_timeout=4)))
     with cache_lock("b") as own:
-        time.sleep(2)
+        time.sleep(4)
         say("child", own.owned(), len([t for t in threading.enumerate() if "renewer" in t.name]))
 
 def parent():
@@ -60,7 +60,7 @@ def test_a_fork_of_a_holder(locks, fork):
 def test_a_fork_while_the_renewer_works(locks):
     """A thread's locks are copied as they are: no child may hang on one."""
     code = """
-held = [cache_lock(f"many:{number}", timeout=1.5) for number in range(100)]
+held = [cache_lock(f"many:{number}", timeout=3) for number in range(100)]
 for lock in held:
     lock.acquire()
 for number in range(40):

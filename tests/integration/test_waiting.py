@@ -10,10 +10,10 @@ import pytest
 
 from django_cluster_lock import cache_lock, scripts
 from tests.faults.proxy import Proxy
+from tests.integration.conftest import SKEW, TIMEOUT
 from tests.programs import Program
 from tests.records import auntil, in_thread, keys_of, until
 
-TIMEOUT, SKEW = 1.5, 0.2
 SLICE = TIMEOUT / 3
 CLAIM = 2 * SLICE  # what a grant lasts that its waiter does not take up
 LATE = SLICE + 2  # after which a waiter has noticed at the latest, on a busy machine too
