@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis
 
 from django_cluster_lock import names
 from tests.celery import workload
@@ -214,7 +215,8 @@ def redeliver(timeout=-1):
     """Delivers again what workers have not acknowledged for so many seconds, as the broker does by and by."""
     with workload.app.connection_for_write() as connection:
         channel = connection.default_channel
-        with channel.conn_or_acquire() as client:  # not by `restore_visible`, which leaves it to a worker that is at it
-            for tag, since in client.zrange(channel.unacked_index_key, 0, -1, withscores=True):
-                if since < time.time() - timeout:
-                    channel.qos.restore_by_tag(tag, client)
+        index = channel.global_keyprefix + channel.unacked_index_key
+        with redis.Redis(connection_pool=channel.pool) as client:
+            tags = client.zrangebyscore(index, "-inf", time.time() - timeout)
+        for tag in tags:  # not by `restore_visible`, which leaves it to a worker that is at it
+            channel.qos.restore_by_tag(tag)

@@ -8,7 +8,7 @@ from functools import wraps
 import pytest
 from celery import Celery, Task
 from celery.signals import before_task_publish
-from kombu import Connection
+from kombu import Connection, pools
 from kombu.exceptions import EncodeError
 
 from django_cluster_lock import single_flight
@@ -51,6 +51,7 @@ def make_task(flights):
     yield make
     for own in made:
         own.close()
+    pools.set_limit(app.conf.broker_pool_limit)  # which an app sets for all others too
 
 
 @pytest.mark.parametrize("task", AGAIN, ids=["rerun", "wait"])

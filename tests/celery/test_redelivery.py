@@ -198,6 +198,6 @@ def unacknowledged(call):
     """What the broker knows the messages of a call by that a worker has, and has not acknowledged."""
     with app.connection_for_write() as connection:
         channel = connection.default_channel
-        with channel.conn_or_acquire() as client:
-            tags = client.zrange(channel.unacked_index_key, 0, -1)
-            return [tag for tag in tags if call.id.encode() in (client.hget(channel.unacked_key, tag) or b"")]
+        with redis.Redis(connection_pool=channel.pool) as client:
+            messages = client.hgetall(channel.global_keyprefix + channel.unacked_key)
+        return [tag for tag, message in messages.items() if call.id.encode() in message]
