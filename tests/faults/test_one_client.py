@@ -92,13 +92,14 @@ def test_an_acquire_that_raises_leaves_nothing(proxy, actor, record, fault):
 def test_without_a_cancel_it_would_be_stranded(proxy, actor, record):
     """The control: what the test above proves is due to the cancel."""
     warm_up(actor)
+    lock = cache_lock("a", timeout=4)  # so that it is still stranded when that is looked at
     proxy.harm(Rule("acquire", reply="drop", times=math.inf))
     proxy.harm(Rule("release", request="drop", times=math.inf))
     with pytest.raises(LockUnavailable):
-        actor.do(cache_lock("a", timeout=4), "acquire", blocking=False)
+        actor.do(lock, "acquire", blocking=False)
     stranded = record.holder()
     assert stranded
-    until(lambda: record.holder() is None, within=4 + SKEW)  # but no longer than its lease
+    until(lambda: record.holder() is None, within=lock.timeout + SKEW)  # but no longer than its lease
 
 
 def test_redis_py_denies_what_it_acquired(proxy, cluster, prefix):

@@ -238,7 +238,7 @@ def test_ctrl_c_leaves_nothing(start, tmp_path, moment, options):
 
 INTERRUPTED = """
 import signal
-import time
+from threading import Event
 
 from demo.processes import stoppable
 
@@ -249,7 +249,7 @@ class Closing:
     def __del__(self):
         if self.inner:
             del self.inner
-            time.sleep(20)
+            Event().wait()
         else:
             signal.raise_signal(signal.SIGINT)
 
@@ -257,8 +257,7 @@ for interrupt in Closing, lambda: Closing(Closing()), lambda: signal.raise_signa
     try:
         with stoppable():
             interrupt()
-            while True:
-                time.sleep(0.01)
+            Event().wait()
     except KeyboardInterrupt:
         print("stopped")
 """

@@ -21,7 +21,7 @@ def child():
     say("child", attempt(lock.owned), attempt(lock.release), attempt(lambda: lock.extend(5)), current_lock())
     say("child", attempt(lambda: cache_lock("a").acquire(blocking_timeout=4)))
     with cache_lock("b") as own:
-        time.sleep(4)
+        time.sleep(own.valid_for + 1)  # longer than its lease lasts unrenewed
         say("child", own.owned(), len([t for t in threading.enumerate() if "renewer" in t.name]))
 
 def parent():
