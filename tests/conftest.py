@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import tempfile
 import uuid
 from pathlib import Path
@@ -14,7 +15,17 @@ from tests.servers import BASE, KINDS, PREFIX_STEM, SERVERS, WORKER, missing
 pytest_plugins = ["tests.alone", "tests.postgres", "tests.mariadb", "tests.rabbitmq", "tests.workers"]
 
 
+def let_children_be_interrupted():
+    """Have what the tests start take SIGINT, though a shell had the tests ignore it, as it does with ``&``.
+
+    A program inherits what is ignored, and not a handler. The tests themselves go on as before.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def pytest_configure(config):
+    let_children_be_interrupted()
     if WORKER not in os.environ:
         # The workers inherit it; the first server creates it.
         os.environ[BASE] = str(Path(tempfile.gettempdir(), f"cluster-lock-tests-{uuid.uuid4().hex}"))

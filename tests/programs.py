@@ -9,7 +9,6 @@ import threading
 
 PRELUDE = """\
 import json, os, signal, sys, threading, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # even where the tests run in the background, and ignore it
 {first}
 import django
 from django.conf import settings

@@ -129,7 +129,10 @@ def _start(environment: Mapping[str, str], errors: int, module: str, *arguments:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Ends the block with KeyboardInterrupt whichever way we are told to stop."""
+    """End the block with KeyboardInterrupt whichever way we are told to stop.
+
+    A signal that was ignored at the start stays so: SIGINT in a script's background, SIGHUP under ``nohup``.
+    """
 
     def stop(*_: object) -> None:
         for each in signals:
@@ -144,7 +147,8 @@ def stoppable() -> Iterator[None]:
         else:
             hook(unraisable)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [signal.SIGALRM, *(each for each in asking if signal.getsignal(each) is not signal.SIG_IGN)]
     hook, sys.unraisablehook = sys.unraisablehook, stop_again
     before = {each: signal.signal(each, stop) for each in signals}
     try:

@@ -33,14 +33,18 @@ pytestmark = [
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the example's ``manage.py``; all that it leaves behind is in ``tmp_path``."""
+    """Starts the example's ``manage.py``, and ends it; all that it leaves behind is in ``tmp_path``.
+
+    In the background it ignores what a shell has ignored by a command with ``&`` and ``nohup``.
+    """
     inherited = {key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
     path = os.pathsep.join([str(EXAMPLE), *filter(None, sys.path)])
     started = []
 
-    def start(*arguments, **environment):
+    def start(*arguments, background=False, **environment):
+        shell = ["/bin/sh", "-c", "trap '' INT HUP; exec \"$@\"", "sh"] if background else []
         process = subprocess.Popen(
-            [sys.executable, EXAMPLE / "manage.py", *arguments],
+            [*shell, sys.executable, EXAMPLE / "manage.py", *arguments],
             env=inherited | {"PYTHONPATH": path, "TMPDIR": str(tmp_path)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -221,14 +225,27 @@ def test_without_single_flight_it_fails(run):
     assert row(output, "beside another one of the same key")[0] > 0
 
 
+def stop(process, *, background=False):
+    """Stops it as Ctrl-C in a terminal does; in the background by SIGTERM, after the signals that it ignores there."""
+    if background:
+        for number in signal.SIGINT, signal.SIGHUP, signal.SIGTERM:
+            process.send_signal(number)
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+
+
 @pytest.mark.parametrize(
-    ("moment", "options"),
-    [("A cluster of 6 nodes", ()), ("with the lock: ", ()), ("single flight: ", ("--requests=0",))],
+    ("moment", "options", "background"),
+    [
+        ("A cluster of 6 nodes", (), False),
+        ("with the lock: ", (), True),
+        ("single flight: ", ("--requests=0",), False),
+    ],
 )
-def test_ctrl_c_leaves_nothing(start, tmp_path, moment, options):
-    demo = start("demo", *options, PYTHONUNBUFFERED="1")
+def test_a_stopped_demo_leaves_nothing(start, tmp_path, moment, options, background):
+    demo = start("demo", *options, background=background, PYTHONUNBUFFERED="1")
     assert any(moment in line for line in demo.stdout)
-    os.killpg(demo.pid, signal.SIGINT)
+    stop(demo, background=background)
     output, _ = demo.communicate(timeout=30)
     assert demo.returncode == 130, output
     assert "Stopped" in output
@@ -266,6 +283,31 @@ for interrupt in Closing, lambda: Closing(Closing()), lambda: signal.raise_signa
 def test_an_interruption_that_falls_into_a_finaliser_stops_it_too(run):
     code, output = run("shell", "--verbosity=0", "-c", INTERRUPTED)
     assert (code, output) == (0, "stopped\n" * 3)
+
+
+IGNORING = """
+import signal
+
+from demo.processes import stoppable
+from shop.management.commands.shop import asked_to_close
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with stoppable():
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGHUP)
+closing = asked_to_close()
+signal.raise_signal(signal.SIGINT)
+signal.raise_signal(signal.SIGHUP)
+print(closing.is_set())
+signal.raise_signal(signal.SIGTERM)
+print(closing.is_set())
+"""
+
+
+def test_what_was_ignored_at_the_start_stops_neither_demo_nor_shop(run):
+    code, output = run("shell", "--verbosity=0", "-c", IGNORING)
+    assert (code, output) == (0, "False\nTrue\n"), output
 
 
 SERVERS = 6 + 1 + 1 + 1  # nodes, the broker, a watcher of each
@@ -361,23 +403,36 @@ class Browser:
 
 
 @pytest.fixture
-def shop(start, tmp_path):
-    """A browser for the shop as it is tried by hand, in a process that is stopped as by Ctrl-C."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    process = start(
-        "shop", address, DATABASE_URL=str(tmp_path / "shop.sqlite3"), XDG_RUNTIME_DIR="", PYTHONUNBUFFERED="1"
-    )
-    assert any(f"Starting development server at http://{address}/" in line for line in process.stdout)
-    yield Browser(f"http://{address}")
-    os.killpg(process.pid, signal.SIGINT)
+def open_shop(start, tmp_path):
+    """Opens the shop as it is tried by hand; gives its process, and a browser for it."""
+
+    def open_shop(**options):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        places = {"DATABASE_URL": str(tmp_path / "shop.sqlite3"), "XDG_RUNTIME_DIR": ""}
+        process = start("shop", address, PYTHONUNBUFFERED="1", **places, **options)
+        assert any(f"Starting development server at http://{address}/" in line for line in process.stdout)
+        return process, Browser(f"http://{address}")
+
+    return open_shop
+
+
+def close(process, folder, **how):
+    stop(process, **how)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert "Traceback" not in output, output
-    wait_until(lambda: not started_below(tmp_path))
+    wait_until(lambda: not started_below(folder))
 
 
-def test_the_shop_by_hand(shop):
+def test_a_shop_in_the_background_closes_too(open_shop, tmp_path):
+    process, browser = open_shop(background=True)
+    assert browser.get("/")
+    close(process, tmp_path, background=True)
+
+
+def test_the_shop_by_hand(open_shop, tmp_path):
+    process, shop = open_shop()
     for page in "/", "/locks/", "/api/events/", "/admin/login/":
         assert shop.get(page)
     _, page = shop.post("/events/1/", "/events/1/buy/", buyer="Ada")
@@ -392,6 +447,7 @@ def test_the_shop_by_hand(shop):
     assert re.search(r"Tickets sold</dt><dd>1<.*Income</dt><dd>48\.00 €", shop.get(address), re.DOTALL)
     wait_until(lambda: task not in shop.get("/locks/"))
     assert shop.post("/events/1/", "/events/1/report/")[0] != address
+    close(process, tmp_path)
 
 
 def test_a_sold_out_event_sells_nothing(run, cluster, tmp_path):

@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from contextlib import suppress
 from subprocess import Popen, TimeoutExpired
+from threading import Event as Flag
 
 from django.conf import settings
 from django.core.management import BaseCommand, call_command
@@ -29,21 +30,33 @@ class Command(BaseCommand):
             create_events(capacity=SEATS)
         environment = {**os.environ, **servers()}
         web = (sys.executable, str(settings.BASE_DIR / "manage.py"), "runserver", "--noreload", address)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        closing = asked_to_close()
         self.stdout.write(f"The shop opens at http://{address}/ and closes with Ctrl-C.")
         with (
             Popen(WORKER, cwd=settings.BASE_DIR, env=environment) as worker,
             Popen(web, cwd=settings.BASE_DIR, env=environment) as server,
         ):
-            with suppress(KeyboardInterrupt):  # which in a terminal they get too
-                server.wait()
-            server.terminate()
+            while server.poll() is None and not closing.wait(0.1):
+                pass
+            server.terminate()  # in a terminal, Ctrl-C has told them too
             worker.terminate()
             with suppress(TimeoutExpired):
                 server.wait(10)
             server.kill()  # a browser's open connection may keep it
         if server.returncode > 0:  # it did not start, and has said why
             sys.exit(server.returncode)
+
+
+def asked_to_close() -> Flag:
+    """Set the flag on a signal that asks to close.
+
+    A signal that was ignored at the start stays so: SIGINT in a script's background, SIGHUP under ``nohup``.
+    """
+    closing = Flag()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, lambda *_: closing.set())
+    return closing
 
 
 def servers() -> Mapping[str, str]:
