@@ -6,17 +6,18 @@ percent-encoded where a brace or a percent sign would give it another meaning.
 
 import binascii
 import hashlib
-import itertools
 import re
 import string
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from importlib import resources
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from django_cluster_lock.values import canonical
 
 SLOTS = 16384
+TAG_WIDTH = 4  # bytes of a tag in the table, with the spaces after it
 LONGEST_IN_KEY = 200  # bytes; a longer name stands in its keys as a digest
 FLIGHT = "flight:"  # what the names of single flight's locks begin with
 _FORMATTER = string.Formatter()
@@ -65,28 +66,25 @@ def _hash(tag: bytes) -> int:
     return binascii.crc_hqx(tag, 0) % SLOTS
 
 
+def slot_tag(slot: int) -> bytes:
+    """Return a short string that hashes to a slot."""
+    return _slot_tags()[slot * TAG_WIDTH : (slot + 1) * TAG_WIDTH].rstrip()
+
+
 @lru_cache(maxsize=1)
-def slot_tags() -> tuple[bytes, ...]:
-    """For each slot a short string that hashes to it."""
-    tags: dict[int, bytes] = {}
-    alphabet = (string.digits + string.ascii_lowercase).encode()
-    for length in itertools.count(1):
-        for letters in itertools.product(alphabet, repeat=length):
-            tag = bytes(letters)
-            tags.setdefault(_hash(tag), tag)
-            if len(tags) == SLOTS:
-                return tuple(tags[slot] for slot in range(SLOTS))
-    raise AssertionError
+def _slot_tags() -> bytes:
+    """Read the table of slot tags: to find them takes 50 ms, which no first lock should have to wait for."""
+    return resources.files(__package__).joinpath("slot_tags.txt").read_bytes()
 
 
 def index_key(prefix: str, slot: int) -> bytes:
     """The key of the index of one slot's locks."""
-    return b"%sindex:{%s}" % (_start(prefix), slot_tags()[slot])
+    return b"%sindex:{%s}" % (_start(prefix), slot_tag(slot))
 
 
 def outboxes_key(prefix: str, slot: int) -> bytes:
     """The key of the index of one slot's locks behind which messages are parked."""
-    return b"%soutboxes:{%s}" % (_start(prefix), slot_tags()[slot])
+    return b"%soutboxes:{%s}" % (_start(prefix), slot_tag(slot))
 
 
 @lru_cache

@@ -3,7 +3,9 @@
 import inspect
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 from django.utils.module_loading import import_string
@@ -87,6 +89,7 @@ def accepted_options() -> frozenset[str]:
     return _OWN_OPTIONS | {name for name in blocking & of_asyncio if name in _PLAIN_OPTIONS or name.startswith("ssl_")}
 
 
+@cache
 def redis_parameters() -> tuple[frozenset[str], frozenset[str]]:
     """The names that redis-py's connections take, the blocking ones and those of asyncio."""
     from redis import connection as blocking
@@ -192,6 +195,12 @@ def _connection_fault(tls: object, arguments: Mapping[str, Any]) -> str:
 
     if not isinstance(tls, bool):
         return f"ssl is {tls!r}, neither True nor False"
+    for name in ("username", "password", "client_name"):
+        value = arguments.get(name)
+        if not isinstance(value, str | bytes | int | float | None) or isinstance(value, bool):
+            return f"{name} is of type {type(value).__name__}, not a string"
+    if fault := _keepalive_fault(arguments.get("socket_keepalive_options")):
+        return fault
     if arguments.get("credential_provider") and (arguments.get("username") or arguments.get("password")):
         return "credential_provider comes beside a username or password"
     try:
@@ -199,4 +208,18 @@ def _connection_fault(tls: object, arguments: Mapping[str, Any]) -> str:
         (of_asyncio.SSLConnection if tls else of_asyncio.Connection)(**arguments)
     except Exception as error:  # TypeError, DataError, RedisError, ...
         return str(error).rstrip(".")
+    return ""
+
+
+def _keepalive_fault(options: object) -> str:
+    if options is None:
+        return ""
+    if not isinstance(options, Mapping):
+        return f"socket_keepalive_options is {options!r}, not a dictionary of TCP options"
+    with socket.socket() as unconnected:
+        for option, value in options.items():
+            try:
+                unconnected.setsockopt(socket.IPPROTO_TCP, option, value)
+            except (OSError, OverflowError, TypeError) as error:
+                return f"socket_keepalive_options sets {option!r} to {value!r}, which TCP refuses ({error})"
     return ""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
@@ -19,6 +19,7 @@ from django_cluster_lock.actions import Node
 from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.topology import Remap
 
+C = TypeVar("C", AbstractConnection, AsyncConnection)
 DEFAULTS: Mapping[str, Any] = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0, "socket_keepalive": True}
 FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 # What the embedded cluster has of its own, so that options meant for production do not keep it from being used.
@@ -38,16 +39,26 @@ class ConnectionOptions:
     def connection(self, node: Node, timeout: float) -> AbstractConnection:
         """A blocking connection to a node, not yet open, whose opening may take that long."""
         kind = SSLConnection if self.tls else Connection
-        return kind(host=node[0], port=node[1], retry=Retry(NoBackoff(), 0), **self._within(timeout))
+        return _unannounced(kind(host=node[0], port=node[1], retry=Retry(NoBackoff(), 0), **self._within(timeout)))
 
     def async_connection(self, node: Node, timeout: float) -> AsyncConnection:
         """An asyncio connection to a node, not yet open, whose opening may take that long."""
         kind = AsyncTLS if self.tls else AsyncPlain
-        return kind(host=node[0], port=node[1], retry=AsyncRetry(NoBackoff(), 0), **self._within(timeout))
+        return _unannounced(kind(host=node[0], port=node[1], retry=AsyncRetry(NoBackoff(), 0), **self._within(timeout)))
 
     def _within(self, timeout: float) -> dict[str, Any]:
         limits = {name: min(self.kwargs[name], timeout) for name in ("socket_timeout", "socket_connect_timeout")}
         return {**self.kwargs, **limits}
+
+
+def _unannounced(connection: C) -> C:
+    """Return the connection, which will not tell the server about redis-py: two round trips that an ACL may deny.
+
+    redis-py 6.4 goes by the names, 7.2 and later by `driver_info`; its arguments for them change with each release.
+    """
+    for name in ("lib_name", "lib_version", "driver_info"):
+        setattr(connection, name, None)
+    return connection
 
 
 def connection_options(settings: AliasSettings) -> ConnectionOptions:

@@ -146,6 +146,20 @@ def test_one_that_broke_while_nobody_used_it_is_not_used(connect, cluster, recor
     assert reply.status == b"ok"
 
 
+def test_connections_do_not_announce_the_library(connect, cluster, record, prefix):
+    """Two round trips less to open one, and no denial in the log of a server whose ACL does not allow it."""
+    client = connect(cluster.urls, client_name=prefix)
+
+    def looked_at():
+        now = time.monotonic()
+        grant = yield from carry(client.flow(record.keys, terms(10), now, now + 10), client.topology)
+        listed = record.client.client_list(target_nodes=record.client.ALL_NODES)
+        return [each["lib-name"] for node in listed.values() for each in node if grant and each["name"] == prefix]
+
+    (names,) = client.run([looked_at()])
+    assert set(names) == {""}
+
+
 def test_several_servers_that_are_no_cluster_are_refused(connect, start_server):
     server = start_server(KINDS["valkey-standalone"])
     url = server.urls[0]

@@ -334,6 +334,31 @@ def test_E021_in_a_cache(faults, settings):
             {"ssl_cert_reqs": "CERT_NONE"},
             "has connection options that cannot be used: Invalid SSL Certificate Requirements Flag: CERT_NONE.",
         ),
+        (
+            {"socket_keepalive_options": {"x": 1}},
+            (
+                "has connection options that cannot be used: socket_keepalive_options sets 'x' to 1, which TCP "
+                "refuses ('str' object cannot be interpreted as an integer)."
+            ),
+        ),
+        (
+            {"socket_keepalive_options": {99999: 1}},
+            (
+                "has connection options that cannot be used: socket_keepalive_options sets 99999 to 1, which TCP "
+                "refuses ([Errno 92] Protocol not available)."
+            ),
+        ),
+        (
+            {"socket_keepalive_options": 5},
+            (
+                "has connection options that cannot be used: socket_keepalive_options is 5, not a dictionary of TCP "
+                "options."
+            ),
+        ),
+        (
+            {"client_name": ["shop"]},
+            "has connection options that cannot be used: client_name is of type list, not a string.",
+        ),
         ({"ssl": "False"}, "has connection options that cannot be used: ssl is 'False', neither True nor False."),
         (
             {"credential_provider": UsernamePasswordCredentialProvider("app", "s3cret"), "username": "app"},
