@@ -1,4 +1,4 @@
-"""Measures on an embedded cluster; writes docs/benchmarks.md and its plots: ``python -m benchmarks [--quick]``."""
+"""Measures on an embedded cluster; writes docs/benchmarks.md and its plots: ``python -m benchmarks [--busy]``."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import redis
 from django.conf import settings
 
-from benchmarks import flights, handover, many, pair
+from benchmarks import busy, calls, flights, handover, many, pair
 from benchmarks.bars import chart
 from benchmarks.contestants import Bare, BareAcknowledged, Ours, OursAcknowledged, Push, PythonRedisLock, RedisPy
 from django_cluster_lock import embedded
@@ -21,25 +21,41 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
 
-Written by `python -m benchmarks`: every figure of this page comes from one run, with the contestants taking turns
-round by round, on an embedded cluster of three primaries and three replicas that shares {cores} cores with the
-measuring processes. Times depend on the machine; the ratios are what carries over.
+Written by `python -m benchmarks{options}`. Every figure of this page comes from one run, in which the contestants take
+turns round by round. The embedded cluster of three primaries and three replicas shares the machine with the processes
+that measure.
 
-{versions}
+Measured on {machine}, with {versions}.
+
+Times depend on the machine, and ratios do too, though less: where Python is slow beside the kernel, Python's part of
+each figure grows. The numbers of function calls depend on the versions alone.
 """
+QUIET = "Alone on the machine"
+BUSY = "Beside {count} busy processes"
+ON_BUSY = "The same, while {count} processes kept a core busy each, on a machine of {cores} cores.\n"
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, for a look; writes nothing")
-    quick = parser.parse_args().quick
+    parser.add_argument(
+        "--busy",
+        type=int,
+        nargs="?",
+        const=cores(),
+        default=0,
+        metavar="PROCESSES",
+        help="measure all of it a second time beside so many busy processes, one for each core if no number is given",
+    )
+    arguments = parser.parse_args()
+    quick = arguments.quick
     settings.CLUSTER_LOCKS = {}
     with tempfile.TemporaryDirectory() as folder:
         folders = [f"{folder}/{name}" for name in ("cluster", "broker")]
         try:
             cluster = embedded.up(folders[0], owner=True)
             broker = embedded.up(folders[1], cluster=False, owner=True)
-            page = "\n".join(sections(cluster, broker, quick=quick))
+            page = "\n".join(sections(cluster, broker, quick=quick, neighbours=arguments.busy))
         finally:
             for each in folders:
                 embedded.down(each)
@@ -50,15 +66,54 @@ def main():
             PAGE.with_name(name).write_text(plot)
 
 
-def sections(cluster, broker, *, quick):
+def sections(cluster, broker, *, quick, neighbours):
+    options = f" --busy {neighbours}" if neighbours else ""
+    yield HEAD.format(options=options, machine=machine(), versions=versions(cluster.urls[0]))
+    yield from function_calls(cluster.urls)
+    yield f"## {QUIET}\n"
+    yield from times(cluster, broker, quick=quick)
+    if neighbours:
+        yield f"\n## {BUSY.format(count=neighbours)}\n"
+        yield ON_BUSY.format(count=neighbours, cores=cores())
+        with busy.neighbours(neighbours):
+            yield from times(cluster, broker, quick=quick, prefix="busy-")
+
+
+def times(cluster, broker, *, quick, prefix=""):
+    """Measure everything that takes time, and give its part of the page."""
     urls = cluster.urls
-    packages = ("redis", "hiredis", "python-redis-lock", "django", "celery", "celery-singleton", "celery-once")
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    yield HEAD.format(cores=os.cpu_count(), versions=f"Python {platform.python_version()}, {versions}.")
-    yield from pairs(urls, rounds=5 if quick else 41)
-    yield from handovers(urls, rounds=10 if quick else 200)
+    yield from pairs(urls, 5 if quick else 41, prefix)
+    yield from handovers(urls, 10 if quick else 200, prefix)
     yield from crowds(urls, quick=quick)
-    yield from calls(cluster, broker, rounds=100 if quick else 2000)
+    yield from tasks(cluster, broker, 100 if quick else 2000, prefix)
+
+
+def cores():
+    return len(os.sched_getaffinity(0))
+
+
+def machine():
+    """Return the kind of machine, in words that name no host."""
+    return f"{platform.system()} on {platform.machine()} with {cores()} cores"
+
+
+def versions(url):
+    with redis.Redis.from_url(url) as client:
+        info = client.info("server")
+    server = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+    packages = ("redis", "hiredis", "python-redis-lock", "django", "celery", "celery-singleton", "celery-once")
+    installed = ", ".join(f"{package} {version(package)}" for package in packages)
+    return f"{server}, Python {platform.python_version()}, {installed}"
+
+
+def function_calls(urls):
+    counted = calls.measure([Ours, OursAcknowledged, RedisPy, PythonRedisLock, Bare], urls)
+    yield "## Function calls\n"
+    yield "In the thread that locks, for one uncontended acquire and release.\n"
+    yield "| lock | calls of Python functions | of built-in functions | together |\n|---|---:|---:|---:|"
+    for kind, (python, built_in) in counted.items():
+        yield f"| {kind.label} | {python:.0f} | {built_in:.0f} | {python + built_in:.0f} |"
+    yield ""
 
 
 def plot(name, title, seconds):
@@ -67,16 +122,16 @@ def plot(name, title, seconds):
     return f"\n![{title}](benchmarks-{name}.svg)\n"
 
 
-def calls(cluster, broker, rounds):
+def tasks(cluster, broker, rounds, prefix):
     first, duplicate = flights.measure(cluster, broker, rounds)
-    yield "## A call of a Celery task\n"
+    yield "### A call of a Celery task\n"
     yield f"`.delay()` on a Redis broker: medians of {rounds:,} calls, each beside one of a plain task.\n"
     yield "| task | µs a call | of a plain one | µs a duplicate | of a plain call |\n|---|---:|---:|---:|---:|"
     for label, (plain, seconds) in first.items():
         beside, again = duplicate[label]
         yield f"| {label} | {seconds * 1e6:.0f} | {seconds / plain:.2f}x | {again * 1e6:.0f} | {again / beside:.2f}x |"
-    yield plot("calls", "A call of a Celery task", _with_plain(first))
-    yield plot("duplicates", "A call that is a duplicate", _with_plain(duplicate))
+    yield plot(f"{prefix}calls", "A call of a Celery task", _with_plain(first))
+    yield plot(f"{prefix}duplicates", "A call that is a duplicate", _with_plain(duplicate))
 
 
 def _with_plain(times):
@@ -85,21 +140,21 @@ def _with_plain(times):
     return {flights.PLAIN: plain, **{label: seconds for label, (_, seconds) in times.items()}}
 
 
-def pairs(urls, rounds):
+def pairs(urls, rounds, prefix):
     medians = pair.measure([Ours, Bare, RedisPy, PythonRedisLock, OursAcknowledged, BareAcknowledged], urls, rounds)
-    yield "## Uncontended acquire and release\n"
+    yield "### Uncontended acquire and release\n"
     yield f"Medians of {rounds} rounds of {pair.PAIRS} pairs each.\n"
     yield "| lock | µs a pair | of the bare socket |\n|---|---:|---:|"
     for kind, seconds in medians.items():
         base = medians[BareAcknowledged if kind in (OursAcknowledged, BareAcknowledged) else Bare]
         yield f"| {kind.label} | {seconds * 1e6:.0f} | {seconds / base:.2f}x |"
-    yield plot("pairs", "Uncontended acquire and release", {kind.label: seconds for kind, seconds in medians.items()})
+    yield plot(f"{prefix}pairs", "Uncontended acquire and release", {kind.label: t for kind, t in medians.items()})
 
 
-def handovers(urls, rounds):
+def handovers(urls, rounds, prefix):
     contestants = [Ours, Bare, OursAcknowledged, BareAcknowledged, Push, PythonRedisLock, RedisPy]
     times = {kind: handover.summary(values) for kind, values in handover.measure(contestants, urls, rounds).items()}
-    yield "## Hand-over to a waiter\n"
+    yield "### Hand-over to a waiter\n"
     yield (
         "From the holder's call of `release` to the return of the waiter's `acquire`, in two processes: "
         f"{rounds} rounds, each waiter met at another moment of its wait.\n"
@@ -108,13 +163,12 @@ def handovers(urls, rounds):
     for kind, (median, worst) in times.items():
         base = times[BareAcknowledged if kind in (OursAcknowledged, BareAcknowledged) else Bare][0]
         yield f"| {kind.label} | {median * 1e6:.0f} | {worst * 1e6:.0f} | {median / base:.2f}x |"
-    yield plot(
-        "handovers", "Hand-over to a waiter, median", {kind.label: median for kind, (median, _) in times.items()}
-    )
+    medians = {kind.label: median for kind, (median, _) in times.items()}
+    yield plot(f"{prefix}handovers", "Hand-over to a waiter, median", medians)
 
 
 def crowds(urls, *, quick):
-    yield "## Many locks\n"
+    yield "### Many locks\n"
     alias = f"benchmark-{Ours.replicas}"
     at_once, one_by_one = many.together(alias, 100, 3 if quick else 15)
     count, seconds = (1_000, 5) if quick else (10_000, 60)
