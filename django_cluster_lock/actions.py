@@ -12,11 +12,19 @@ BRIEFLY = 0.5  # seconds for what is asked beside the point, the layout or a can
 TRANSIENT = {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"}
 
 
+@dataclass(slots=True, eq=False)
+class Learning:
+    """One call that learns the layout, for itself and others: why the last node it asked did not tell it."""
+
+    silence: str | None = None
+
+
 class Routes(Protocol):
     """What is known of the cluster: which node serves a slot, and how many replicas that has."""
 
     learned_at: float
     refused: str
+    learning: dict[str, Learning]
 
     def primary(self, slot: int) -> Node | None: ...
     def replicas(self, node: Node) -> int: ...

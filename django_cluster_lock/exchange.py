@@ -65,7 +65,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
                 yield from course.learn()
                 course.find_node()
             try:
-                outcome = (yield course.request()) if course.node else course.nowhere()
+                outcome = (yield course.request()) if course.node else (yield from course.nowhere())
             except NoAnswer as failure:
                 outcome = failure
         if isinstance(outcome, Answer):
@@ -157,9 +157,9 @@ class Course:
         if silence is not None:
             self._silence = silence
 
-    def nowhere(self) -> NoAnswer:
+    def nowhere(self) -> Actions[NoAnswer]:
         reason = self._silence or f"no node serves its slot {self.call.keys.slot}"
-        return NoAnswer(reason, self.routes.learned_at)
+        return NoAnswer(reason, (yield Pause(0)))
 
     def find_node(self) -> None:
         """Where to send the next attempt.

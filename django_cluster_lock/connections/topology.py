@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-from django_cluster_lock.actions import TRANSIENT, Node, Refusal
+from django_cluster_lock.actions import TRANSIENT, Learning, Node, Refusal
 from django_cluster_lock.names import SLOTS
 
 Remap = Callable[[Node], Node]
@@ -28,6 +28,7 @@ class Topology:
         self._replicas: dict[Node, int] = {}
         self._most = 0  # replicas that any node had so far
         self._suspects: dict[Node, int] = {}
+        self.learning: dict[str, Learning] = {}  # the call that asks for the layout at the moment
         self.refused = ""  # why no node would tell the layout, if they all answered
 
     def primary(self, slot: int) -> Node | None:

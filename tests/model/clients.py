@@ -16,6 +16,7 @@ class OneShard:
 
     learned_at = 0.0
     refused = ""
+    learning = {}  # noqa: RUF012 - the model never learns a layout
 
     def primary(self, slot):
         return NODE

@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 
 from django_cluster_lock import exchange, layout, scripts
-from django_cluster_lock.actions import Answer, NoAnswer, Pause, Refusal, Send, SendAll
+from django_cluster_lock.actions import BRIEFLY, Answer, NoAnswer, Pause, Refusal, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
-from django_cluster_lock.layout import CENSUS, LAYOUT
+from django_cluster_lock.layout import CENSUS, LAYOUT, LEARNING_TAKES
 from django_cluster_lock.names import keys_of
 from django_cluster_lock.protocol import Batch, Block, Call
 
@@ -203,6 +203,60 @@ def test_the_layout_is_learnt_where_it_is_not_known():
     assert cluster.carry(calling(OF_B[0])).status == b"own"
     assert len(cluster.layouts) == 1
     assert cluster.nodes == [B]
+
+
+class Crowd:
+    """Calls that come at once, before the layout is known. Each goes on by one action at a time."""
+
+    def __init__(self, count):
+        self.cluster = Cluster([OWN, 1], known=False)
+        self.flows = [exchange.exchange(calling(OF_B[0]), self.cluster.routes) for _ in range(count)]
+        self.actions = [next(flow) for flow in self.flows]
+
+    def go_on(self, place):
+        self.actions[place] = self.flows[place].send(self.cluster.perform(self.actions[place]))
+
+    def asks(self, place):
+        action = self.actions[place]
+        return isinstance(action, Send) and tuple(action.commands) == LAYOUT_WANTED
+
+
+def test_a_crowd_learns_the_layout_once():
+    crowd = Crowd(3)
+    assert [crowd.asks(place) for place in range(3)] == [True, False, False]
+    crowd.go_on(1)
+    assert isinstance(crowd.actions[1], Pause)
+    for place in range(3):
+        crowd.go_on(place)
+    assert [action.node for action in crowd.actions] == [B, B, B]
+    assert len(crowd.cluster.layouts) == 1
+
+
+@pytest.mark.parametrize("end", ["interrupted", "dropped", "silent", "hanging"])
+def test_who_learned_for_others_and_did_not(end):
+    crowd = Crowd(3)
+    if end == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            crowd.flows[0].throw(KeyboardInterrupt)
+    elif end == "dropped":
+        crowd.flows[0] = None
+    elif end == "silent":
+        silent = NoAnswer("silent", crowd.cluster.now, 1.0)
+        crowd.actions[0] = crowd.flows[0].throw(silent)  # the next node is asked
+        crowd.go_on(0)
+        crowd.flows[0] = None
+    while not crowd.asks(1) and isinstance(crowd.actions[1], Pause):
+        crowd.go_on(1)
+    assert crowd.asks(1) == (end != "silent")
+    assert crowd.cluster.now < 1000 + LEARNING_TAKES + 0.5
+    assert isinstance(crowd.actions[2], Pause)
+
+
+def test_who_waits_for_the_layout_does_so_within_its_time():
+    crowd = Crowd(1)
+    with pytest.raises(LockUnavailable):
+        crowd.cluster.carry(calling(OF_B[0], within=0))
+    assert crowd.cluster.now < 1000 + BRIEFLY + 0.2
 
 
 def test_no_node_tells_the_layout():
