@@ -1,6 +1,6 @@
 """Tests that keep every core busy, marked ``alone``, run while no other test does: else what they time says nothing.
 
-They wait for what other test processes are at, and nothing else begins meanwhile.
+They come first, one after another: they wait for what has begun, and nothing else begins before the last has ended.
 """
 
 import fcntl
@@ -35,10 +35,29 @@ def place_to_run(*, alone):
         yield
 
 
+def is_alone(item):
+    return item is not None and item.get_closest_marker("alone") is not None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=is_alone, reverse=True)  # so that nobody waits for others again and again
+
+
+kept = []  # the place of a test that ran alone, for the next one of its kind
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item):
-    with place_to_run(alone=item.get_closest_marker("alone") is not None):
-        return (yield)
+def pytest_runtest_protocol(item, nextitem):
+    with ExitStack() as place:
+        if kept:
+            place.push(kept.pop())
+        else:
+            place.enter_context(place_to_run(alone=is_alone(item)))
+        result = yield
+        if is_alone(item) and is_alone(nextitem):
+            kept.append(place.pop_all())
+        return result
 
 
 @pytest.hookimpl(tryfirst=True)

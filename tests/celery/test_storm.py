@@ -9,7 +9,7 @@ import pytest
 from tests.celery.storm import process
 from tests.celery.storm.__main__ import WRONG
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 CALLS = os.environ.get("CLUSTER_LOCK_STORM_CALLS", "400")
 
@@ -27,6 +27,7 @@ def storm(setup, cluster):
     return make
 
 
+@pytest.mark.alone
 def test_no_overlap_and_every_call_is_answered(storm):
     code, account = storm("--calls", CALLS)
     assert account["killed"]["child"] > 0
