@@ -16,11 +16,11 @@ class Actor:
 
     def do(self, lock, method, *args, **kwargs):
         """A call's result."""
-        return self.start(lock, method, *args, **kwargs).result(30)
+        return self.start(lock, method, *args, **kwargs).result(60)
 
     def see(self, lock, attribute):
         """The value of an attribute, as the actor sees it."""
-        return self._executor.submit(getattr, lock, attribute).result(30)
+        return self._executor.submit(getattr, lock, attribute).result(60)
 
     def close(self):
         self._executor.shutdown()
@@ -40,7 +40,7 @@ class AsyncActor(Actor):
         async def get():
             return getattr(lock, attribute)
 
-        return self._executor.submit(self._run, get, (), {}).result(30)
+        return self._executor.submit(self._run, get, (), {}).result(60)
 
     def close(self):
         self._executor.submit(self._runner.close).result()

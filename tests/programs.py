@@ -55,14 +55,14 @@ class Program:
             self._lines.put(line.strip())
         self._lines.put(None)
 
-    def hear(self, within=20):
+    def hear(self, within=60):
         """The next line it says; None once it has ended."""
         return self._lines.get(timeout=within)
 
     def signal(self, number):
         self.process.send_signal(number)
 
-    def wait(self, within=20):
+    def wait(self, within=60):
         """Its return code."""
         return self.process.wait(within)
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from django_cluster_lock import names
 
-PATIENCE = 15.0  # seconds until a condition that should come true counts as a failure
+PATIENCE = 60.0  # seconds until a condition that should come true counts as a failure
 
 
 class Record:

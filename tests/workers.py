@@ -60,7 +60,7 @@ class Worker:
 
     def ready(self):
         """Itself, once it takes messages."""
-        until(lambda: self.process.poll() is not None or "ready." in self.log.read_text(), within=40)
+        until(lambda: self.process.poll() is not None or "ready." in self.log.read_text(), within=120)
         assert self.process.poll() is None, self.log.read_text()
         return self
 
@@ -162,8 +162,19 @@ class Flights:
     def free(self, task, key=None):
         return self.record(task, key).holder() is None
 
-    def until_free(self, task, key=None, within=15):
-        until(lambda: self.free(task, key), within)
+    def until_free(self, task, key=None, **within):
+        until(lambda: self.free(task, key), **within)
+
+    def until_released(self, task, key=None):
+        """Waits for the key to be given back, and fails if its lease ends first."""
+        record = self.record(task, key)
+
+        def released():
+            now, fields = record.now(), record.fields()
+            assert "t" not in fields or int(fields["d"]) > now
+            return "t" not in fields
+
+        until(released)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.celery.workload import TASKS, app, follow, gather, join, raising, ski
 from tests.records import until
 
 pytestmark = pytest.mark.usefixtures("prefork")
-PATIENCE = 20
+PATIENCE = 60
 
 
 def test_a_chord_of_equal_members_has_one_run(flights):

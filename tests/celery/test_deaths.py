@@ -100,7 +100,7 @@ def test_the_key_is_kept_for_a_message_that_comes_again_and_for_no_other(flights
     else:
         with pytest.raises(WorkerLostError):
             result.get(PATIENCE)
-    flights.until_free(task, within=4)
+    flights.until_released(task)
     assert len(flights.events("start")) == 1 + again
 
 
@@ -114,7 +114,7 @@ def test_a_message_comes_again_after_a_hard_time_limit_where_it_is_not_acknowled
     else:
         with pytest.raises(TimeLimitExceeded):
             result.get(PATIENCE)
-    flights.until_free(task, within=4)
+    flights.until_released(task)
     assert len(flights.events("start")) == 1 + again
 
 

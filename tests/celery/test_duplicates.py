@@ -11,7 +11,7 @@ from django_cluster_lock.signals import flight_skipped
 from tests.celery.workload import app, join, raising, skip
 
 pytestmark = pytest.mark.usefixtures("prefork")
-PATIENCE = 20
+PATIENCE = 60
 
 
 @contextmanager

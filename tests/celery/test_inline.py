@@ -9,7 +9,7 @@ from django_cluster_lock import LockError, current_lock, single_flight
 from tests.celery.workload import app, join, work
 from tests.records import until
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 def in_background(function, *args, **kwargs):

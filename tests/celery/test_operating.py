@@ -9,7 +9,7 @@ from tests.celery.workload import join
 from tests.records import until
 
 pytestmark = pytest.mark.usefixtures("prefork")
-PATIENCE = 20
+PATIENCE = 60
 
 
 def shown(flights):

@@ -8,7 +8,7 @@ from django_cluster_lock import LockUnavailable, names
 from django_cluster_lock.tasks import MOST_LOGGED, verify_locks
 from tests.celery.workload import app
 
-PATIENCE = 20
+PATIENCE = 60
 NAME = "django_cluster_lock.tasks.verify_locks"
 
 

@@ -26,7 +26,7 @@ app = Celery("flight-tests")
 # Unlike JSON it knows tuples.
 register("literal", repr, lambda data: ast.literal_eval(bytes_to_str(data)), "application/x-literal", "utf-8")
 setup = {}
-PATIENCE = 20  # seconds in which a test is over
+PATIENCE = 60  # seconds in which a test is over
 
 
 class Refused(Exception):

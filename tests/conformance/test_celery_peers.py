@@ -59,7 +59,7 @@ from django_cluster_lock import DuplicateFlight
 from tests.celery.workload import app, brief, every_argument, join, optional, raising, whole
 from tests.records import until
 
-PATIENCE = 20
+PATIENCE = 60
 NOBODY = "nobody"  # a queue that no worker looks at: what is published there holds its key and never runs
 
 

