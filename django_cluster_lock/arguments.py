@@ -4,6 +4,8 @@ import math
 import threading
 from collections.abc import Iterable
 
+LONGEST_TOKEN = 200  # bytes
+
 
 def given_names(name: object) -> tuple[str, ...]:
     """The names, each once."""
@@ -22,6 +24,14 @@ def given_token(token: object) -> bytes:
     if not isinstance(token, str | bytes) or not token:
         raise TypeError(f"a token is a str or bytes, and not empty; it cannot be {token!r}")
     return token if isinstance(token, bytes) else token.encode(errors="surrogateescape")
+
+
+def own_token(token: object) -> bytes:
+    """Return a token of the caller's own as it goes to Redis, which keeps it in several places."""
+    given = given_token(token)
+    if len(given) > LONGEST_TOKEN:
+        raise ValueError(f"a token has {LONGEST_TOKEN} bytes at most, not {len(given)}")
+    return given
 
 
 def positive(argument: str, seconds: object) -> float:

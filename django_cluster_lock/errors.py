@@ -8,6 +8,7 @@ others are no ``ValueError``, as redis-py's lock errors are: a form would take o
 from redis.exceptions import LockError as RedisLockError
 from redis.exceptions import LockNotOwnedError as RedisLockNotOwnedError
 
+from django_cluster_lock.printable import escaped
 from django_cluster_lock.snapshots import Owner
 
 
@@ -33,8 +34,8 @@ class LockError(Exception):
         self.lock_name: str | None = name
 
     def __str__(self) -> str:
-        held = f" (held by {self.holder})" if self.holder else ""
-        told = f": {self.detail.rstrip('.')}" if self.detail else ""
+        held = f" (held by {escaped(self.holder)})" if self.holder else ""
+        told = f": {escaped(self.detail.rstrip('.'))}" if self.detail else ""
         return f"Lock {self.name!r} {self.problem}{held}{told}.{' ' if self.hint else ''}{self.hint}"
 
     __repr__ = Exception.__repr__
@@ -79,7 +80,7 @@ class LockUnavailable(LockError):
     """
 
     problem = "cannot be reached"
-    hint = "Look at the servers of its shard; locks of other shards are not affected."
+    hint = "Look at the servers of its shard; if no lock can be reached, at LOCATION, OPTIONS and the network."
     unanswered = False
 
 

@@ -2,10 +2,10 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial, wraps
 from types import MethodType
-from typing import Any, TypedDict, TypeVar, Unpack, cast
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.views import View
@@ -15,6 +15,7 @@ from django_cluster_lock.arguments import given_names
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.holding import MAX_HOLD, UNSET, ReleaseOn, Unset
 from django_cluster_lock.lock import Lock
+from django_cluster_lock.names import Keys
 from django_cluster_lock.views import Answering, Respond, http_request, request_of
 
 F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, ..., Any] | staticmethod[..., Any]")
@@ -25,6 +26,9 @@ _MEANINGLESS = {
     "client": "the connections are those of the alias in CLUSTER_LOCKS",
     "version": "make it a part of the name",
 }
+
+
+NameOf: TypeAlias = Callable[..., str | Iterable[str]]
 
 
 class OfOtherLocks(TypedDict, total=False):
@@ -38,7 +42,7 @@ class OfOtherLocks(TypedDict, total=False):
 
 
 def cache_lock(
-    name: str | Iterable[str],
+    name: str | Iterable[str] | NameOf,
     *,
     values: Mapping[str, object] | None = None,
     alias: str = DEFAULT_ALIAS,
@@ -56,12 +60,14 @@ def cache_lock(
     """A lock, to be used in ``with`` and ``async with`` or by its methods, and a decorator.
 
     As a decorator it holds the lock during each call. The name is then a template over the call's arguments,
-    ``"stock:{sku}"``; so it is with ``values``. A call whose first or second argument is a request is a view call:
-    it does not wait unless ``blocking`` or ``blocking_timeout`` is given, and what the lock raises is answered by
-    409 or 503.
+    ``"stock:{sku}"``; so it is with ``values``. Or it is a function that returns the name, such as
+    ``lambda request: f"user:{request.user.pk}"``: it gets the arguments of the call that have its parameters' names.
+    A call whose first or second argument is a request is a view call: it does not wait unless ``blocking`` or
+    ``blocking_timeout`` is given, and what the lock raises is answered by 409 or 503.
 
     Args:
-        name: a name, or several: then all are acquired, or none.
+        name: a name, or several: then all are acquired, or none. A name longer than 1,000 characters is cut, and ends
+            with a digest of the whole.
         values: fills the templates, for a lock by the same name as that of a decorated function.
         alias: which entry of CLUSTER_LOCKS it belongs to.
         timeout: the length of a lease in seconds; by default the setting TIMEOUT.
@@ -103,15 +109,16 @@ class Guard(Lock):
 
     def __init__(
         self,
-        name: str | Iterable[str],
+        name: str | Iterable[str] | NameOf,
         *,
         values: Mapping[str, object] | None,
         blocking: bool | Unset,
         response: Respond | None,
         **options: Any,
     ) -> None:
-        given = given_names(name)
-        self._templates = given if values is None else ()
+        self._name_of = _checked_name_of(name, values) if callable(name) else None
+        given = (_name(name),) if callable(name) else given_names(name)
+        self._templates = given if values is None and not callable(name) else ()
         self._response = response
         self._options = options
         self._waits = blocking
@@ -130,8 +137,27 @@ class Guard(Lock):
         if isinstance(function, classmethod | staticmethod):
             return cast(F, type(function)(self(function.__func__)))
         _refuse(function)
-        names_of = Naming(self._templates, function) if self._templates else None
-        return cast(F, self._guarded(function, names_of or (lambda *_: self.names)))
+        return cast(F, self._guarded(function, self._names_of(function)))
+
+    def _names_of(self, function: Callable[..., Any]) -> "NamesOf":
+        if self._name_of:
+            return CalledNaming(self._name_of, function)
+        return Naming(self._templates, function) if self._templates else lambda *_: self.names
+
+    def _keys(self) -> list[Keys]:
+        if self._name_of:
+            raise TypeError(
+                f"cache_lock({_name(self._name_of)}) makes its name of a call's arguments, so it is a decorator alone; "
+                "elsewhere call the function, and give cache_lock() the name"
+            )
+        if any(map(names.has_unfilled_field, self._templates)):
+            # Without the name, which may be anybody's text: warnings are remembered by what they say.
+            warnings.warn(
+                "cache_lock: the lock's name has a field in braces which nothing fills in: did you mean an f-string, "
+                "or values={...}? If the braces came with a value, use a template and values={...}, which encodes them",
+                stacklevel=_frames_of_package(),
+            )
+        return super()._keys()
 
     def _guarded(self, function: Callable[..., Any], names_of: "NamesOf") -> Callable[..., Any]:
         opens_transactions = not transactions.is_marked(function)  # else a guard below it does
@@ -179,29 +205,86 @@ class Guard(Lock):
 NamesOf = Callable[[tuple[Any, ...], dict[str, Any]], Iterable[str]]
 
 
+class Arguments:
+    """The arguments of a function's calls, by name.
+
+    Raises:
+        TypeError: the function has no parameter for one of the fields; ``of`` says what they are for.
+    """
+
+    def __init__(self, function: Callable[..., Any], fields: Collection[str], of: str) -> None:
+        self._signature = _signature(function)
+        kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
+        self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD)
+        missing = set(fields) - self._signature.parameters.keys()
+        if missing and not self._rest:
+            raise TypeError(
+                f"cache_lock: {_name(function)} has no parameter {', '.join(map(repr, sorted(missing)))} "
+                f"for the name {of}; it has {self._signature}"
+            )
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = bound.arguments
+        return {**values[self._rest], **values} if self._rest else values
+
+
 class Naming:
     """Names the locks of a call: templates, filled with its arguments."""
 
     def __init__(self, templates: Iterable[str], function: Callable[..., Any]) -> None:
         self._templates = tuple(templates)
         fields = {field for template in self._templates for field in names.fields_of(template)}
-        self._signature = _signature(function)
-        kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
-        self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD)
-        missing = fields - self._signature.parameters.keys()
-        if missing and not self._rest:
-            raise TypeError(
-                f"cache_lock: {_name(function)} has no parameter {', '.join(map(repr, sorted(missing)))} "
-                f"for the name {', '.join(map(repr, self._templates))}; it has {self._signature}"
-            )
+        self._arguments = Arguments(function, fields, ", ".join(map(repr, self._templates)))
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        values = bound.arguments
-        if self._rest:
-            values = {**values[self._rest], **values}
+        values = self._arguments(args, kwargs)
         return [names.fill(template, values) for template in self._templates]
+
+
+class CalledNaming:
+    """Names the locks of a call: by a function that gets those of its arguments for which it has parameters."""
+
+    def __init__(self, name_of: NameOf, function: Callable[..., Any]) -> None:
+        self._name_of = name_of
+        parameters = inspect.signature(name_of).parameters
+        self._parameters = [(name, each.default is each.empty) for name, each in parameters.items()]
+        required = [name for name, is_required in self._parameters if is_required]
+        self._arguments = Arguments(function, required, f"that {_name(name_of)} makes")
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[str]:
+        values = self._arguments(args, kwargs)
+        name = self._name_of(
+            **{name: values[name] for name, required in self._parameters if required or name in values}
+        )
+        return given_names(name)
+
+
+def _checked_name_of(name_of: NameOf, values: object) -> NameOf:
+    """Return the function that makes a name, or raise a TypeError that says why it cannot.
+
+    Its parameters are the decorated function's, by name: it can have neither ``*args`` nor ``**kwargs``.
+    """
+    if values is not None:
+        raise TypeError("cache_lock: values fill a template, not a function that makes the name")
+    if iscoroutinefunction(name_of) or inspect.isgeneratorfunction(name_of):
+        raise TypeError(f"cache_lock: {_name(name_of)} makes a name, so it is a plain function")
+    odd = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    for parameter in inspect.signature(name_of).parameters.values():
+        if parameter.kind in odd:
+            raise TypeError(
+                f"cache_lock: {_name(name_of)} gets the call's arguments by name, so it cannot have {str(parameter)!r}"
+            )
+    return name_of
+
+
+def _frames_of_package() -> int:
+    """Return the stack level of the caller's caller outside this package, for a warning."""
+    frame, level = inspect.currentframe(), 0
+    while frame and frame.f_globals.get("__name__", "").startswith(__package__):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

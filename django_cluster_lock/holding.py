@@ -11,7 +11,7 @@ from weakref import ReferenceType, WeakValueDictionary, ref
 
 from django_cluster_lock import names, protocol, scripts, transactions
 from django_cluster_lock.aliases import Alias, aliases
-from django_cluster_lock.arguments import given_names, given_token, positive, wait_of
+from django_cluster_lock.arguments import given_names, given_token, own_token, positive, wait_of
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
 from django_cluster_lock.lease import Lease, Place, letting_go
@@ -53,7 +53,7 @@ class Holding:
         release_on: ReleaseOn = "commit",
         raise_on_release_error: bool = True,
     ) -> None:
-        self.names = given_names(name)
+        self.names = tuple(map(names.check_name, given_names(name)))
         if release_on not in ("commit", "exit"):
             raise ValueError(f"release_on must be 'commit' or 'exit', not {release_on!r}")
         self.alias = alias
@@ -147,7 +147,7 @@ class Holding:
         until = now + wait
         grants: list[Grant] = []
         if len(missing) == 1:
-            own = new_token() if token is None else given_token(token)
+            own = new_token() if token is None else own_token(token)
             grants = [(yield from protocol.acquire(missing[0], own, terms, now=now, until=until, blocking=wait > 0))]
         elif missing:
             grants = yield from protocol.acquire_all(missing, new_token, terms, now=now, until=until, blocking=wait > 0)
@@ -234,13 +234,8 @@ class Holding:
         tokens = given_token(token).split(SEPARATOR) if len(locks) > 1 else [given_token(token)]
         if len(tokens) != len(locks):
             raise ValueError(f"{self!r} holds {len(locks)} locks, but the token is for {len(tokens)}")
-        grants = []
-        for keys, own in zip(locks, tokens, strict=True):
-            before = Grant(keys, own, fence=0, valid_until=now + terms.patience, unanswered=True)  # for all we know
-            grant = yield from protocol.renew(before, terms, deadline=now + terms.patience)
-            if grant is None:
-                raise LockLost(keys.name, "the detached lease has ended or was released")
-            grants.append(grant)
+        pairs = list(zip(locks, tokens, strict=True))
+        grants = yield from protocol.attach_all(pairs, new_token, terms, now=now)
         self._hold(Place.here(), grants, terms)
 
     # State
@@ -255,7 +250,7 @@ class Holding:
     def _keys(self) -> list[Keys]:
         """The locks in the order all callers share, so that none waits for the other in a circle."""
         prefix = self._alias.settings.key_prefix
-        locks = [names.keys_of(prefix, names.check_name(name), self.tag) for name in self.names]
+        locks = [names.keys_of(prefix, name, self.tag) for name in self.names]
         return sorted(locks, key=_order) if len(locks) > 1 else locks
 
     def _wait(self, blocking: bool | None, blocking_timeout: float | Unset | None) -> float:

@@ -93,7 +93,7 @@ class Lock(Fencing):
         return self._run(self._looking())
 
     def detach(self) -> str:
-        """Renews the lease once, leaves it to itself, and gives the token to `attach` it with elsewhere.
+        """Renew the lease once, leave it to itself, and return the token with which it can be attached once.
 
         Raises:
             LockNotHeld, LockLost, LockUnavailable: as `extend`.
@@ -101,10 +101,14 @@ class Lock(Fencing):
         return self._run(self._detaching())
 
     def attach(self, token: str | bytes) -> None:
-        """Takes over a detached lease: renews it at once, and holds it from then on.
+        """Take over a detached lease, once, and hold it from then on: with a new token, a new fence and its full time.
+
+        Several names: all of them, or none.
 
         Raises:
-            LockLost: it has ended. LockUnavailable: it could not be asked.
+            LockLost: it has ended, or was attached before. Of several names, the other leases are freed.
+            LockUnavailable: Redis could not be asked. LockNotReplicated: too few replicas acknowledged. After either
+                the lease may have been freed: attach it again, and where that raises LockLost, acquire the lock anew.
         """
         self._run(self._attaching(token))
 

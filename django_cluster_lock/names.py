@@ -19,8 +19,11 @@ from django_cluster_lock.values import canonical
 SLOTS = 16384
 TAG_WIDTH = 4  # bytes of a tag in the table, with the spaces after it
 LONGEST_IN_KEY = 200  # bytes; a longer name stands in its keys as a digest
+LONGEST_NAME = 1000  # characters; of a longer one the rest stands as a digest wherever it is stored or shown
+LONGEST_TAG = 1000  # bytes
 FLIGHT = "flight:"  # what the names of single flight's locks begin with
 _FORMATTER = string.Formatter()
+_CUT = re.compile(rf".{{{LONGEST_NAME - 65}}}…([0-9a-f]{{64}})", re.DOTALL)
 _FORGOTTEN_FSTRING = re.compile(r"\{[^\W\d][\w.]*\}")
 
 
@@ -101,26 +104,36 @@ def check_prefix(prefix: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """The name, or an error that says why it cannot be one.
+    """Return the name as a lock has it: `bounded`.
 
     Raises:
         TypeError: it is no string.
-        ValueError: it is empty, not encodable, or looks like a template whose values are missing.
+        ValueError: it is empty, or cannot be encoded.
     """
     if not isinstance(name, str):
         raise TypeError(f"a lock's name is a str, not {type(name).__name__}: {name!r}")
     _encoded("lock name", name)
-    forgotten = _FORGOTTEN_FSTRING.search(name)
-    if forgotten:
-        raise ValueError(
-            f"lock name {name!r} contains {forgotten.group()!r}: did you mean an f-string, or values={{...}}?"
-        )
-    return name
+    return bounded(name)
 
 
-@lru_cache(maxsize=4096)
+def bounded(name: str) -> str:
+    """Return the name, or of one that is too long its beginning and the digest of the whole.
+
+    That is a name as well, and names the same lock: it is what Redis, the database, logs and the commands show.
+    """
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(_percent_encoded(name)).hexdigest()
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}…{digest}"
+
+
+def has_unfilled_field(name: str) -> bool:
+    """Tell whether a name looks like a template whose values are missing."""
+    return _FORGOTTEN_FSTRING.search(name) is not None
+
+
 def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
-    """The keys of a lock.
+    """Return the keys of a lock.
 
     Args:
         prefix: the alias's KEY_PREFIX.
@@ -129,11 +142,21 @@ def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
 
     Raises:
         TypeError: the tag is no string.
-        ValueError: the tag has a brace; it or the name is empty or cannot be encoded.
+        ValueError: the tag has a brace, or is too long; it or the name is empty or cannot be encoded.
     """
-    whole = _encoded("lock name", name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D"))
+    # Long names are made out anew each time, so that what is kept of names stays small.
+    return _kept_keys_of(prefix, name, tag) if len(name) <= LONGEST_IN_KEY else _keys_of(prefix, bounded(name), tag)
+
+
+def _keys_of(prefix: str, name: str, tag: str | None) -> Keys:
+    whole = _percent_encoded(name)
     # No name is written with %h in it, so that none can be taken for the digest of another.
-    short = whole if len(whole) <= LONGEST_IN_KEY else b"%h" + hashlib.sha256(whole).hexdigest().encode()
+    if cut := _CUT.fullmatch(name) if len(name) == LONGEST_NAME else None:
+        short = b"%h" + cut.group(1).encode()
+    elif len(whole) > LONGEST_IN_KEY:
+        short = b"%h" + hashlib.sha256(whole).hexdigest().encode()
+    else:
+        short = whole
     start = _start(prefix)
     if tag is None:
         slot, place, member = _hash(short), b"{%s}" % short, whole
@@ -142,6 +165,13 @@ def keys_of(prefix: str, name: str, tag: str | None = None) -> Keys:
         slot, place, member = _hash(shared), b"{%s}:%s" % (shared, short), b"{%s}:%s" % (shared, whole)
     record, wake, guard = start + b"lock:" + place, b"%swake:%s:" % (start, place), start + b"fence:" + place
     return Keys(name, record, index_key(prefix, slot), wake, member, slot, guard)
+
+
+_kept_keys_of = lru_cache(maxsize=4096)(_keys_of)
+
+
+def _percent_encoded(name: str) -> bytes:
+    return _encoded("lock name", name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D"))
 
 
 def name_and_tag(member: bytes) -> tuple[str, str | None]:
@@ -250,7 +280,10 @@ def _checked_tag(tag: str, name: str) -> bytes:
         raise TypeError(f"the tag of lock {name!r} is a str, not {type(tag).__name__}: {tag!r}")
     if _has_brace(tag):
         raise ValueError(f"tag {tag!r} of lock {name!r} has a brace, where Redis Cluster would end the tag")
-    return _encoded(f"tag of lock {name!r},", tag)
+    encoded = _encoded(f"tag of lock {name!r},", tag)
+    if len(encoded) > LONGEST_TAG:
+        raise ValueError(f"the tag of lock {name!r} is longer than {LONGEST_TAG} bytes: {tag[:60]!r}...")
+    return encoded
 
 
 def _encoded(what: str, value: str) -> bytes:

@@ -290,6 +290,45 @@ def acquire_all(
     return held
 
 
+def attach_all(
+    locks: Sequence[tuple[Keys, bytes]], mint: Callable[[], bytes], terms: Terms, *, now: float
+) -> Flow[list[Grant]]:
+    """Take over detached leases, all or none. Each gets a new token and fence, so that a token is attached once.
+
+    Args:
+        locks: each with the token of its detached lease.
+        mint: makes a new token.
+
+    Raises:
+        LockLost: one of them has ended, or was attached before. The others are freed.
+        LockUnavailable, LockNotReplicated: as `acquire`.
+    """
+    deadline = now + terms.patience
+    tried = {(keys, mint()): True for keys, _ in locks}  # and whether a request for it may yet arrive
+    try:
+        replies: Replies = yield Batch(
+            [
+                Call(keys, scripts.ATTACH, (old, new, terms.ttl, *terms.owner), deadline, replicas=terms.replicas)
+                for (keys, old), (_, new) in zip(locks, tried, strict=True)
+            ]
+        )
+        tried = {lock: getattr(reply, "unanswered", True) for lock, reply in zip(tried, replies, strict=True)}
+        grants = []
+        for (keys, token), reply in zip(tried, replies, strict=True):
+            if isinstance(reply, LockError):
+                raise reply
+            if reply.status != b"own" or reply.now >= reply.sent + terms.timeout:
+                raise LockLost(keys.name, "the detached lease has ended, was released, or was attached before")
+            grants.append(granted(keys, token, terms, reply, unanswered=reply.unanswered))
+    except GeneratorExit:
+        raise
+    except BaseException:
+        with suppress(LockError):
+            yield Batch([give_up(keys, token, mark=mark) for (keys, token), mark in tried.items()])
+        raise
+    return grants
+
+
 def keep_all(held: Sequence[Grant], terms: Terms) -> Flow[list[Grant]]:
     """Renews leases; what could not be asked in time keeps the validity it has.
 

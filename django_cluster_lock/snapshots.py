@@ -6,6 +6,8 @@ The ``locks`` command prints these as JSON, field by field: their names are part
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from django_cluster_lock.printable import escaped
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -18,7 +20,7 @@ class Owner:
 
     def __str__(self) -> str:
         parts = (self.host, self.pid and f"pid {self.pid}", self.thread, self.task and f"task {self.task}")
-        return ", ".join(part for part in parts if part)
+        return escaped(", ".join(part for part in parts if part))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Looking at the locks of an alias and putting them in order: ``locks["default"]``, for operators and their tools."""
 
-import fnmatch
 import math
+import re
 import time
 from collections import Counter
 
@@ -36,7 +36,7 @@ class Locks:
         """The locks that are held or waited for; of an unreachable shard's, it says so instead.
 
         Args:
-            pattern: what their names match, with ``*`` and ``?`` as in file names.
+            pattern: what their names match: ``*`` stands for any characters, ``?`` for one, all else for itself.
             node: which primary they are on, as host:port.
             task: what the Celery task of their holder matches.
             older_than: for how many seconds they have been held at least.
@@ -48,9 +48,9 @@ class Locks:
         chosen = (
             lock
             for lock in found
-            if (pattern is None or fnmatch.fnmatchcase(lock.name, pattern))
+            if (pattern is None or matches(pattern, lock.name))
             and (node is None or lock.node == node)
-            and (task is None or fnmatch.fnmatchcase(lock.owner.task, task))
+            and (task is None or matches(task, lock.owner.task))
             and (older_than is None or (lock.token and lock.age >= older_than))
         )
         return Listing(tuple(chosen), found.unread)
@@ -127,6 +127,12 @@ class Locks:
         topology = self._alias.topology
         slots_of = Counter(name_of(node) for node in map(topology.primary, range(names.SLOTS)) if node)
         return spread(found, slots_of)
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Tell whether a text matches: ``*`` stands for any characters, ``?`` for one, all else for itself."""
+    parts = (".*" if char == "*" else "." if char == "?" else re.escape(char) for char in pattern)
+    return re.fullmatch("".join(parts), text, re.DOTALL) is not None
 
 
 class _Aliases:

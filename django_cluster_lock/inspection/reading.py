@@ -19,6 +19,7 @@ from django_cluster_lock.names import (
     outbox_keys,
     outboxes_key,
 )
+from django_cluster_lock.printable import escaped
 from django_cluster_lock.snapshots import Listing, LockSnapshot, Owner, Unread, Waiter
 
 Question: TypeAlias = tuple[int, Command]  # for whichever node serves that slot
@@ -32,7 +33,8 @@ class ClusterUnavailable(LockUnavailable):
     hint = "Check LOCATION and OPTIONS, and whether the servers run."
 
     def __str__(self) -> str:
-        return f"The cluster of CLUSTER_LOCKS[{self.name!r}] cannot be read: {self.detail.rstrip('.')}. {self.hint}"
+        reason = escaped(self.detail.rstrip("."))
+        return f"The cluster of CLUSTER_LOCKS[{self.name!r}] cannot be read: {reason}. {self.hint}"
 
 
 class Told(NamedTuple):

@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from django_cluster_lock.printable import escaped
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> Iterator[str]:
     """The lines of a table, cut at the terminal's width if there is one."""
@@ -11,13 +13,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
     for row in cells:
         line = "  ".join(cell + " " * (wide - columns(cell)) for cell, wide in zip(row, widths, strict=True)).rstrip()
         yield line if width is None or columns(line) <= width else line[: max(width - 1, 0)] + "…"
-
-
-def escaped(text: str) -> str:
-    """The text with everything that is not printable written as Python writes it, control characters above all."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def columns(text: str) -> int:

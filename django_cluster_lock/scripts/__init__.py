@@ -38,6 +38,7 @@ def guarded(script: str) -> Script:
 
 
 ACQUIRE = _load("acquire", 2)
+ATTACH = _load("attach", 1)
 RENEW = _load("renew", 1)
 RELEASE = _load("release", 1, "handing")
 SWEEP = _load("sweep", 2)

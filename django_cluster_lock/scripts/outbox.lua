@@ -59,15 +59,17 @@ end
 
 local function next_is(entry)
   redis.call('HSET', messages, 'next', entry)
+  redis.call('PEXPIRE', messages, OUTBOX_LIFE)
   return {'next', going_out(entry)}
 end
 
 -- Makes the lock the claim of an entry, for ttl.
 local function keep_for(entry, random, fence, newest, ttl, member)
-  expire(now + ttl, newest)
+  expire(now + ttl, newest)  -- first: full memory must not keep a flight from ending
   redis.call('HDEL', record, 'h', 'p')
   redis.call('HSET', record, 't', claim_for(entry, random), 'f', flight_fence(fence), 'd', text(now + ttl),
     'r', 'queued', 'k', entry:match('^(.*):[^:]*$'), 's', text(now))
+  expire(now + ttl, newest)  -- again: there may have been no record before
   redis.call('ZADD', KEYS[2], 'NX', text(now), member)
 end
 

@@ -10,7 +10,8 @@ from django.core.management import CommandError, call_command
 
 from django_cluster_lock import LockLost, LockUnavailable, cache_lock, locks, names
 from django_cluster_lock.inspection import Locks
-from django_cluster_lock.management.tables import duration, escaped, table
+from django_cluster_lock.management.tables import duration, table
+from django_cluster_lock.printable import escaped
 from django_cluster_lock.snapshots import ForcedRelease, Listing, Unread
 
 SETTINGS = """\

@@ -245,10 +245,96 @@ def test_it_is_a_lock():
     lock.release()
 
 
+def test_a_template_in_place_of_a_name_warns():
+    with pytest.warns(UserWarning, match="did you mean an f-string") as caught, cache_lock("stock:{sku}") as lock:
+        assert lock.name == "stock:{sku}"
+    assert {each.filename for each in caught} == {__file__}
+    assert "sku" not in str(caught[0].message), "the name may be anybody's, and each text is remembered"
+
+
+def test_braces_in_values_are_fine():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with cache_lock("user:{name}", values={"name": "{admin}"}):
+            pass
+        cache_lock("user:{name}")(lambda name: current_lock().name)("{admin}")
+        cache_lock(lambda name: f"user:{name}")(lambda name: current_lock().name)("{admin}")
+
+
+def test_named_by_a_function():
+    """It gets the arguments that it has parameters for, however they are given."""
+
+    @cache_lock(lambda pk, size=7: f"stock:{int(pk)}:{size}")
+    def take(request_id, pk, *, size=3):
+        return current_lock().name
+
+    assert take(1, "042") == take(request_id=1, pk=" 42") == take(1, 42, size=3) == "stock:42:3"
+
+    class Shop:
+        number = 7
+
+        @cache_lock(lambda self: [f"shop:{self.number}", "shops"])
+        def close(self, at):
+            return sorted(current_lock().fences)
+
+        @cache_lock(lambda pk: f"shop:{pk}")
+        @staticmethod
+        def look(pk, **more):
+            return current_lock().name
+
+        @cache_lock(lambda pk, colour=None: f"shop:{pk}:{colour}")
+        @staticmethod
+        def paint(pk, **more):
+            return current_lock().name
+
+    assert Shop().close(at=1) == ["shop:7", "shops"]
+    assert Shop.look(5, colour=1) == "shop:5"
+    assert Shop.paint(5) == "shop:5:None"
+    assert Shop.paint(5, colour="red") == "shop:5:red"
+
+
+async def test_named_by_a_function_in_async_code():
+    @cache_lock(lambda pk: f"stock:{int(pk)}")
+    async def take(pk):
+        return current_lock().name
+
+    assert await take("042") == "stock:42"
+
+
 @pytest.mark.parametrize("use", [Lock.acquire, Lock.locked, Lock.__enter__])
-def test_a_template_is_no_lock(use):
-    with pytest.raises(ValueError, match="did you mean an f-string"):
-        use(cache_lock("stock:{sku}"))
+def test_a_lock_that_a_call_names_is_a_decorator_alone(use):
+    with pytest.raises(TypeError, match="it is a decorator alone"):
+        use(cache_lock(lambda pk: f"stock:{pk}"))
+
+
+async def name_of(pk):
+    return "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (name_of, "makes a name, so it is a plain function"),
+        (lambda *args: "a", r"by name, so it cannot have '\*args'"),
+        (lambda **kwargs: "a", r"by name, so it cannot have '\*\*kwargs'"),
+        (lambda pk, /: "a", "by name, so it cannot have 'pk'"),
+        (lambda pk: "a", "has no parameter 'pk'"),
+    ],
+)
+def test_functions_that_cannot_name_a_lock(name, problem):
+    with pytest.raises(TypeError, match=problem):
+        cache_lock(name)(lambda size: size)
+
+
+def test_a_function_that_names_a_lock_takes_no_values():
+    with pytest.raises(TypeError, match="values fill a template"):
+        cache_lock(lambda pk: "a", values={})
+
+
+@pytest.mark.parametrize("made", [7, None, [7], b"a"])
+def test_what_a_function_returns_has_to_be_a_name(made):
+    with pytest.raises(TypeError, match="name is a str"):
+        cache_lock(lambda: made)(lambda: None)()
 
 
 def generator():

@@ -144,12 +144,32 @@ def test_filters(on_cluster, prefix):
 
     assert listed("invoice:*") == ["invoice:1", "invoice:2"]
     assert listed("INVOICE:*") == []
+    assert listed("invoice:?") == ["invoice:1", "invoice:2"]
     assert listed(task="shop.*") == ["invoice:1", "invoice:2"]
     assert listed(older_than=400) == ["invoice:2", "stock"]
     assert listed("invoice:*", task="*.report", older_than=400) == ["invoice:2"]
     node = locks["default"].show("stock").node
     assert "stock" in listed(node=node)
     assert listed(node="10.0.0.1:6379") == []
+
+
+def test_brackets_in_a_pattern_stand_for_themselves(on_cluster):
+    with cache_lock("cart[1]"), cache_lock("cart1"), cache_lock("cart\n[1]"):
+        assert [lock.name for lock in locks["default"].list("cart[1]")] == ["cart[1]"]
+        assert [lock.name for lock in locks["default"].list("cart*[1]")] == ["cart\n[1]", "cart[1]"]
+
+
+def test_a_name_too_long_to_be_stored(on_cluster):
+    name = "x" * 100_000
+    with cache_lock(name) as lock:
+        (listed,) = locks["default"].list("xxx*")
+        assert listed.name == lock.name == names.bounded(name)
+        for shown in (locks["default"].show(name), locks["default"].show(listed.name)):
+            assert (shown.name, shown.token) == (listed.name, lock.token)
+        assert len(repr(listed)) < 2000
+        assert not cache_lock(name).acquire(blocking=False)
+        assert not cache_lock(lock.name).acquire(blocking=False)
+    assert not locks["default"].verify().findings
 
 
 def test_released_by_force(on_every_server):

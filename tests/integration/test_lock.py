@@ -94,8 +94,38 @@ def test_detached_here_attached_elsewhere():
         other.release()
         return attached
 
-    assert in_thread(elsewhere) == fence
+    assert in_thread(elsewhere) > fence
     assert not lock.locked()
+
+
+@pytest.mark.parametrize("name", ["a", ["a", "b", "c"]])
+def test_a_token_is_attached_once(name):
+    lock, other, late = cache_lock(name), cache_lock(name), cache_lock(name)
+    lock.acquire()
+    token = lock.detach()
+    other.attach(token)
+    with pytest.raises(LockLost, match="attached before"):
+        late.attach(token)
+    assert other.owned(), "a late one changes nothing"
+    again = other.detach()
+    assert again != token
+    late.attach(again)
+    late.release()
+    assert not lock.locked()
+
+
+def test_of_several_all_are_attached_or_none():
+    lock, other = cache_lock(["a", "b"]), cache_lock(["a", "b"])
+    lock.acquire()
+    token = lock.detach()
+    before, _ = token.split(".")
+    one = cache_lock(lock._keys()[0].name)
+    one.attach(before)
+    with pytest.raises(LockLost):
+        other.attach(token)
+    assert one.owned()
+    assert not cache_lock(lock._keys()[1].name).locked(), "the other one is free"
+    one.release()
 
 
 async def test_waiters_are_served_in_order(server, prefix):

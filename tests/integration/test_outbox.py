@@ -76,7 +76,17 @@ class Key(Record):
         return place
 
     def run(self, flow):
-        return self.alias.run(flow)
+        reply = self.alias.run(flow)
+        keys = self.outbox.keys
+        for key in (
+            self.key,
+            keys.order,
+            keys.messages,
+            keys.latest,
+            *(keys.ended + b"%c:0" % each for each in b"abc"),
+        ):
+            assert self.client.pttl(key) != -1, f"{key} has no expiry"
+        return reply
 
     def told(self, reply):
         """The status, and of what is to be published the letters."""
@@ -97,6 +107,38 @@ def _publishes(reply):
 def key(settings, locks, cluster, prefix):
     settings.CLUSTER_LOCKS = locks
     return lambda mode: Key(cluster, prefix, mode)
+
+
+@pytest.mark.parametrize("mode", ["join", "wait", "rerun"])
+def test_what_is_kept_for_a_message_that_a_flight_left_behind_expires(key, mode):
+    """Its record is gone, and with it the expiry that a record had."""
+    key = key(mode)
+    key.claim("a")
+    assert key.start("a", copy=True) == ("own",)
+    assert key.start("b") == ("parked",)
+    key.forget()
+    assert key.told(key.run(outbox.drain(key.outbox, (new_token(), key.terms), deadline=time.monotonic() + 5))) == (
+        "next",
+        "b",
+    )
+    key.forget()
+    key.client.delete(key.outbox.keys.messages)  # evicted
+    key.run(
+        outbox.land(
+            key.outbox,
+            Landing("c:0"),
+            (new_token(), key.terms),
+            b"1000",
+            (),
+            outcome=b"",
+            deadline=time.monotonic() + 5,
+        )
+    )
+    key.forget()
+    kept = Landing("a:0", key.tokens["a"], kept="a:1")
+    key.run(
+        outbox.land(key.outbox, kept, (new_token(), key.terms), b"1000", (), outcome=b"", deadline=time.monotonic() + 5)
+    )
 
 
 def test_a_late_message_is_settled_by_the_run_of_a_later_call(key):

@@ -34,12 +34,17 @@ class Lock(Record):
             return connection.evalsha(script.sha.decode(), len(keys), *keys, *args)
         except redis.exceptions.NoScriptError:
             return connection.eval(script.text, len(keys), *keys, *args)
+        finally:
+            assert self.client.pttl(self.key) != -1, "no record without an expiry, whatever was asked"
 
     def acquire(self, token, ttl=30_000, alive=0, owner=OWNER, **kwargs):
         return self.ask(scripts.ACQUIRE, token, ttl, alive, self.keys.member, *owner, **kwargs)
 
     def renew(self, token, ttl=30_000, **kwargs):
         return self.ask(scripts.RENEW, token, ttl, **kwargs)
+
+    def attach(self, token, new, ttl=30_000, owner=OWNER, **kwargs):
+        return self.ask(scripts.ATTACH, token, new, ttl, *owner, **kwargs)
 
     def release(self, token, mark=0):
         return self.ask(scripts.RELEASE, token, mark, self.keys.member, self.keys.index, self.keys.wake)
@@ -177,6 +182,42 @@ def test_no_renewal_brings_a_lease_back(lock):
     assert lock.release("A") == "not owner"
     assert "t" in before
     assert "t" not in lock.fields()
+
+
+def test_a_lease_that_is_attached_begins_anew(lock):
+    _, fence = lock.acquire("A", ttl=60_000)
+    since = int(lock.fields()["s"])
+    lock.acquire("W", alive=10_000)
+    other = ("web-2", "1", "Thread-1", "task")
+    status, next_fence = lock.attach("A", "B", owner=other)
+    fields = lock.fields()
+    assert status == "own"
+    assert (fields["t"], int(fields["f"])) == ("B", next_fence)
+    assert next_fence > fence
+    assert tuple(fields[name] for name in "hprk") == other
+    assert int(fields["s"]) >= since
+    assert near(lock.lease_left(), 30_000), "its time is its own, though it is shorter"
+    assert near(lock.left(), 30_000 + RETENTION)
+    assert lock.waiters() == ["W"]
+    assert lock.attach("A", "C") == ["lost"], "of a token one handle is valid"
+    assert lock.renew("A") == ["lost"]
+    assert lock.attach("A", "B", ttl=40_000) == ["own", next_fence], "the same attempt once more"
+    assert near(lock.lease_left(), 40_000)
+    assert lock.attach("A", "B", ttl=10) == ["own", next_fence]
+    assert near(lock.lease_left(), 40_000), "no late request shortens it"
+
+
+def test_a_lease_that_is_over_is_not_attached(lock):
+    assert lock.attach("A", "B") == ["lost"]
+    lock.acquire("A", ttl=10)
+    lock.wait_until(int(lock.fields()["d"]))
+    before = lock.fields()
+    assert lock.attach("A", "B") == ["lost"]
+    assert lock.fields() == before
+    lock.acquire("C")
+    lock.release("D", mark=1)
+    assert lock.attach("C", "D") == ["over"]
+    assert lock.holder() == "C"
 
 
 def test_released_by_its_holder_alone(lock):
@@ -341,7 +382,8 @@ def test_full_memory_keeps_leases_and_frees_locks(own_server, prefix):
         lock.client.set("control", "value")
     assert lock.renew("A") == ["ok", fence]
     assert lock.acquire("A") == ["own", fence]
-    assert lock.release("A") == "handed"
+    assert lock.attach("A", "N")[0] == "own"
+    assert lock.release("N") == "handed"
     assert lock.pushes("B") == 1
     assert lock.acquire("B", alive=10_000)[0] == "own"
     assert lock.release("B", mark=1) == "handed"
@@ -388,6 +430,8 @@ def test_every_answer_that_grants_is_a_write_to_wait_for(own_cluster, prefix):
         lambda on: lock.renew("A", on=on),
         lambda on: lock.acquire("A", ttl=10, on=on),
         lambda on: lock.renew("A", ttl=10, on=on),
+        lambda on: lock.attach("A", "B", on=on),
+        lambda on: lock.attach("A", "B", on=on),
     ]
     nodes = own_cluster.embedded
     replicas = [node.pid for node in embedded.status(nodes.directory).nodes if node.primary_port]

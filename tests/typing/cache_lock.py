@@ -46,7 +46,24 @@ class Page(View):
         return size
 
 
+@cache_lock(lambda request, pk: f"stock:{int(pk)}", timeout=5)
+def named_view(request: HttpRequest, pk: str) -> HttpResponse:
+    return HttpResponse(pk)
+
+
+def names_of(source: int, target: int) -> list[str]:
+    return [f"account:{source}", f"account:{target}"]
+
+
+@cache_lock(names_of)
+async def transfer(source: int, target: int, amount: int) -> int:
+    return amount
+
+
 def use() -> None:
+    assert_type(named_view(HttpRequest(), "7"), HttpResponse)
+    named_view("7")  # type: ignore[call-arg, arg-type]
+    transferred: Awaitable[int] = transfer(1, 2, amount=3)
     assert_type(take("A", count=2), int)
     take(7)  # type: ignore[arg-type]
     take("A", size=2)  # type: ignore[call-arg]
@@ -56,7 +73,7 @@ def use() -> None:
     Page().get(HttpRequest())  # type: ignore[call-arg]
     assert_type(Page.create(), str)
     assert_type(Page.static(7), int)
-    del awaitable, viewed
+    del awaitable, viewed, transferred
 
 
 def hold() -> None:
@@ -74,6 +91,7 @@ def hold() -> None:
     cache_lock("a", tiemout=5)  # type: ignore[call-arg]
     cache_lock("a", release_on="never")  # type: ignore[arg-type]
     cache_lock(7)  # type: ignore[arg-type]
+    cache_lock(lambda pk: 7)  # type: ignore[arg-type, return-value]
 
 
 async def ahold() -> None:

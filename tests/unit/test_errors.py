@@ -1,6 +1,7 @@
 """The exceptions: what they say, what catches them, and what survives a journey."""
 
 import copy
+import logging
 import pickle
 
 import pytest
@@ -21,6 +22,7 @@ from django_cluster_lock.errors import (
     NotFencedOff,
     StaleFence,
 )
+from django_cluster_lock.snapshots import Owner
 
 ALL = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, LockError)]
 ARGS = ("invoice:42", "1 of 2 replicas acknowledged it", "web1, pid 7")
@@ -37,6 +39,27 @@ def test_message_has_name_holder_detail_and_next_step(kind):
     assert str(kind("invoice:42")).startswith(f"Lock 'invoice:42' {kind.problem}.")
     assert str(kind(ARGS[0], f"{ARGS[1]}.", ARGS[2])) == text
     assert kind is LockError or kind.hint.endswith(".")
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_message_is_one_line_that_no_holder_can_forge(kind):
+    text = str(kind("a\nb", "told\r\n\x1b[31mred", str(Owner("web\n1", "7", "\x1b]0;t\x07", "task\u202e"))))
+    assert text.isprintable()
+    assert r"web\n1, pid 7, \x1b]0;t\x07, task task\u202e" in text
+    assert str(kind("a", holder="web\n1")).isprintable()
+
+
+def test_no_log_record_has_a_line_of_somebody_elses(caplog):
+    logger = logging.getLogger("django_cluster_lock")
+    logger.warning("%s: %s %d", "a\nb", LockBusy("a"), 7, extra={"lock": "a\nroot: all is fine", "reason": "\x1b[2J"})
+    (record,) = caplog.records
+    assert record.getMessage() == rf"a\nb: {LockBusy('a')} 7"
+    assert (record.lock, record.reason) == (r"a\nroot: all is fine", r"\x1b[2J")
+
+
+def test_nothing_is_said_of_other_shards():
+    """It is not known where it is raised: a wrong password keeps every lock from being reached."""
+    assert "not affected" not in str(LockUnavailable("a"))
 
 
 def through_celery(error):

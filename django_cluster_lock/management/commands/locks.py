@@ -21,7 +21,8 @@ from django_cluster_lock import embedded, fences, servers
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockUnavailable, NotFencedOff
 from django_cluster_lock.inspection import Locks, locks
-from django_cluster_lock.management.tables import duration, escaped, table
+from django_cluster_lock.management.tables import duration, table
+from django_cluster_lock.printable import escaped
 from django_cluster_lock.snapshots import Finding, ForcedRelease, LockSnapshot, Unread
 
 FOUND, UNUSABLE = 1, 2
@@ -48,7 +49,9 @@ class Command(BaseCommand):
         common, which = [everywhere, _alias()], _which()
 
         list_ = commands.add_parser("list", help="the locks that are held or waited for", parents=[*common, which])
-        list_.add_argument("pattern", nargs="?", help="what their names match, such as 'invoice:*'")
+        list_.add_argument(
+            "pattern", nargs="?", help="what their names match, as 'invoice:*'; * and ? alone have a meaning"
+        )
 
         show = commands.add_parser("show", help="everything of one lock", parents=common)
         show.add_argument("name")
@@ -57,7 +60,9 @@ class Command(BaseCommand):
         release = commands.add_parser("release", help="end leases by force", parents=common)
         release.add_argument("names", nargs="*", metavar="name")
         release.add_argument("--tag", help="the tag that they were made with")
-        release.add_argument("--pattern", help="instead of names: what the names match, such as 'invoice:*'")
+        release.add_argument(
+            "--pattern", help="instead of names: what the names match, as 'invoice:*'; * and ? alone have a meaning"
+        )
         release.add_argument("--dry-run", action="store_true", help="only show what would be released")
         release.add_argument("--noinput", "--no-input", action="store_false", dest="interactive", help="do not ask")
 
