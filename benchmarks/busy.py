@@ -1,4 +1,4 @@
-"""Processes that do nothing but keep cores busy, as neighbours of what is measured."""
+"""Processes that do nothing but keep cores busy, beside a measurement."""
 
 import multiprocessing
 import os
