@@ -14,6 +14,13 @@ from operator import attrgetter
 # have to ask for the layout too (1 s); the rest is for a busy machine. A call that is not to wait tries for as long as
 # `Alias.patience` says.
 ALLOWANCE, PATIENCE = 5.0, 2.0
+# How much later than its caller's time an `acquire` may return where nothing stalls; and for how long a fault that is
+# over may still cost a lease, whose connections and layout have to be found anew.
+LATE, RECOVERY = 0.3, 0.5
+# By what part of a lease a stall of the machine may hold up its renewal without being the cause of its loss.
+SLACK = 0.25
+# Within how many seconds locks must be granted that are to be had again.
+BACK = 3.0
 # For how long the answer that grants a lease may be on its way, waiting for replicas among others.
 ON_ITS_WAY = 2.0
 # Of two that begin to wait at least so far apart, the first is first in the queue.
@@ -49,6 +56,10 @@ class Verdict:
     in_order: int = 0
     overtaken: list[Finding] = field(default_factory=list)
     hangs: list[Finding] = field(default_factory=list)
+    late: list[Finding] = field(default_factory=list)
+    leases_lost: int = 0
+    lost_without_fault: list[Finding] = field(default_factory=list)
+    useless: list[Finding] = field(default_factory=list)
     errors: list[Finding] = field(default_factory=list)
     commits: int = 0
     refused: Counter = field(default_factory=Counter)
@@ -62,6 +73,7 @@ def judge(history):
     for contestant, verdict in verdicts.items():
         for own in attempts[contestant].values():
             judge_attempts(verdict, own, history)
+        verdict.useless += useless(attempts[contestant], history)
         for own in commits[contestant].values():
             verdict.commits += len(own)
             verdict.stale += stale(own)
@@ -82,6 +94,9 @@ def judge_attempts(verdict, attempts, history):
     verdict.refused.update(each.refused for each in attempts if each.refused)
     verdict.errors += errors(attempts)
     verdict.hangs += hangs(attempts, history)
+    verdict.late += late(attempts, history)
+    verdict.leases_lost += sum(each.lost is not None for each in attempts)
+    verdict.lost_without_fault += lost_without_fault(attempts, history)
     leases = sorted((each for each in attempts if each.believed()), key=attrgetter("returned"))
     verdict.fences += sum(each.fence > 0 for each in leases)
     for one, other in disorder(leases):
@@ -162,14 +177,74 @@ def errors(attempts):
 
 
 def hangs(attempts, history):
-    """Calls that returned too long after the caller's time, or never; while its process is paused no call goes on."""
+    """Calls that returned far too long after the caller's time, or never."""
+    yield from _later(attempts, history, ALLOWANCE)
+
+
+def late(attempts, history):
+    """Calls that returned after the caller's time, by more than the machine stood still meanwhile."""
+    yield from _later(attempts, history, LATE)
+
+
+def _later(attempts, history, allowance):
     for each in attempts:
         until = each.returned or history.deaths.get(each.client) or history.end
-        pauses = history.pauses.get(each.client, ())
-        spent = until - each.called - sum(shared(each.called, until, *pause) for pause in pauses)
-        if spent > (each.wait or PATIENCE) + ALLOWANCE:
-            what = f"{spent:.2f} s instead of {each.wait:g} s, {each.outcome or 'not returned'}"
+        called = max(each.called, history.warm)
+        over = until - called - (each.wait or PATIENCE)
+        if over > allowance and (over := over - stalled(each, called, until, history)) > allowance:
+            what = f"{over:.2f} s after {each.wait:g} s, {each.outcome or 'not returned'}"
             yield Finding(each.lock, until, (each.client,), what)
+
+
+def stalled(attempt, start, end, history):
+    """For how long of this time its process, or the suite, did not run: then no call goes on."""
+    spans = [
+        *history.pauses.get(attempt.client, ()),
+        *history.stalls.get(attempt.client, ()),
+        *history.stalls.get("", ()),
+    ]
+    total, reached = 0.0, start
+    for one, other in sorted(spans):
+        total += shared(max(one, reached), end, one, other)
+        reached = max(reached, other)
+    return total
+
+
+def lost_without_fault(attempts, history):
+    """Leases that were lost though no fault touched their lock or holder since they were renewed last.
+
+    What touches another shard does not count: a fault there is to cost nobody here anything.
+    """
+    for each in attempts:
+        if each.lost is None or not each.fence:  # the lock without fences renews nothing
+            continue
+        since = each.valid_until - each.timeout
+        end = max(each.lost, each.valid_until)
+        touched = any(
+            (each.lock in happening.locks or each.client in happening.clients)
+            and since <= happening.over + RECOVERY
+            and happening.injected <= end
+            for happening in history.happenings
+        )
+        if not touched and stalled(each, since, end, history) < SLACK * each.timeout:
+            what = f"fence {each.fence} of {each.timeout:g} s, renewed last at {since:.3f}"
+            yield Finding(each.lock, each.lost, (each.client,), what)
+
+
+def useless(by_name, history):
+    """Faults after which none of the locks was granted that were to be had again."""
+    for happening in history.happenings:
+        end = happening.usable + BACK
+        if end > happening.healed:
+            continue
+        granted = any(
+            happening.usable <= each.returned <= end
+            for lock in happening.locks
+            for each in by_name.get(lock, ())
+            if each.outcome == "granted"
+        )
+        if not granted:
+            yield Finding("", end, (), f"no lock was granted for {BACK:g} s after: {happening.kind}")
 
 
 def overtaken(attempts, history):

@@ -2,7 +2,7 @@
 
 # Promise 1 and all that any user of a lock may expect; promise 2; what callers of flights may expect.
 PROMISES = {
-    1: ("overlaps", "disorder", "overtaken", "hangs", "errors"),
+    1: ("overlaps", "disorder", "overtaken", "hangs", "lost_without_fault", "useless", "errors"),
     2: ("stale", "errors"),
     "answers": ("unanswered", "misled"),
 }
@@ -31,6 +31,8 @@ def told(contestant, verdict):
         "commits": verdict.commits,
         "overlaps": len(verdict.overlaps) + len(verdict.overlaps_outside),
         "stale": len(verdict.stale),
+        "lost": verdict.leases_lost,
+        "late": len(verdict.late),
         "broken": broken(contestant, verdict),
         "missed": missed(contestant, verdict),
     }

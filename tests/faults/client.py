@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
+TICK = 0.05
 LAST_WAIT = 20.0  # seconds after which an end is forced
 
 
@@ -50,8 +51,8 @@ def configure(task):
 
     proxied = {int(port): other for port, other in task["proxied"].items()}
     options = dict(contestants.OPTIONS)
-    if proxied:
-        options["address_remap"] = lambda node: ("127.0.0.1", proxied[node[1]])
+    if proxied and task["cluster"]:
+        options["address_remap"] = lambda node: ("127.0.0.1", proxied.get(node[1], node[1]))
     aliases = {
         each.name: {
             "LOCATION": task["urls"],
@@ -87,9 +88,12 @@ class Client:
         self.alias = self.prefix = self.contestant.name
         self.random = random.Random(f"{task['seed']} {number}")
         self.log = Log(task["log"])
-        self.urls = task["urls"]
+        self.urls, self._cluster = task["urls"], task["cluster"]
         self.stopping = threading.Event()
         self._numbers = itertools.count(number, 1000)
+
+    def stalled(self, at, seconds):
+        self.log.write("stall", 0, f"{seconds:.6f}", at=at)
 
     def works(self):
         return not self.stopping.is_set()
@@ -100,10 +104,15 @@ class Client:
 
     @cached_property
     def redis(self):
+        from redis import Redis
+        from redis.backoff import NoBackoff
         from redis.cluster import ClusterNode, RedisCluster
+        from redis.retry import Retry
 
         from tests.faults.contestants import OPTIONS
 
+        if not self._cluster:
+            return Redis.from_url(self.urls[0], retry=Retry(NoBackoff(), 1), protocol=2, **OPTIONS)
         addresses = [urlsplit(url) for url in self.urls]
         nodes = [ClusterNode(address.hostname, address.port) for address in addresses]
         password = addresses[0].password
@@ -117,7 +126,7 @@ class Client:
 
         number = next(self._numbers)
         lock = None
-        self.log.write("call", number, name, wait)
+        self.log.write("call", number, name, wait, timeout)
         try:
             lock = self.contestant.kind(self, name, timeout, self.contestant.fenced)
             got = lock.acquire(wait)
@@ -156,7 +165,7 @@ class Lease:
     """A lock that is held, and what its holder sees of it."""
 
     def __init__(self, client, lock, number):
-        self._client, self._lock, self.number = client, lock, number
+        self._client, self._lock, self.number, self._lost = client, lock, number, False
         self._seen = time.monotonic() + lock.left()
         self.fence = lock.fence
         self.section, self.writing = lock.section, lock.writing
@@ -168,19 +177,23 @@ class Lease:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, LOOK))
-            self._look()
+            self.look()
 
-    def _look(self):
+    def look(self):
+        """Writes down what the handle says by now, unless it is lost and known to be."""
+        if self._lost:
+            return
         now = time.monotonic()
         left = self._lock.left()
         if not left:
+            self._lost = True
             self._client.log.write("lost", self.number, at=now)
         elif now + left > self._seen + 0.001:
             self._seen = now + left
             self._client.log.write("seen", self.number, f"{self._seen:.6f}", at=now)
 
     def end(self):
-        from django_cluster_lock import LockError
+        from django_cluster_lock import LockError, LockLost
 
         now = time.monotonic()
         left = self._lock.left()
@@ -188,10 +201,21 @@ class Lease:
         self._client.log.write(*word, at=now)
         try:
             self._lock.release()
+        except LockLost:
+            self._client.log.write("lost", self.number)
         except LockError:
             pass
         except Exception:
             self._client._unforeseen("error", self.number)
+
+
+def watch(stalled):
+    """Tells when this process did not run, though it could have: at what time, and for how long."""
+    while True:
+        before = time.monotonic()
+        time.sleep(TICK)
+        if (late := time.monotonic() - before - TICK) > TICK:
+            stalled(before + TICK + late, late)
 
 
 def main():
@@ -206,6 +230,7 @@ def main():
         threads.append(threading.Thread(target=WORKLOADS[task["workload"]], args=(client, locks), daemon=True))
     for thread in threads:
         thread.start()
+    threading.Thread(target=watch, args=(client.stalled,), daemon=True).start()
     sys.stdin.read()
     for client in clients:
         client.stopping.set()

@@ -7,6 +7,7 @@ import redis
 from django.db import transaction
 
 from django_cluster_lock import LockError, cache_lock
+from tests.faults.layouts import LAYOUTS, PAIR, TWO
 
 POLL = 0.05  # seconds in which redis-py's lock is asked for again
 OPTIONS = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5}
@@ -92,20 +93,24 @@ class Contestant:
         replicas: of an alias of ours.
         fenced: whether it writes inside of ``lock.atomic()``.
         promises: which of the two it makes; "answers": all that single flight says of the answers to calls.
+        layouts: where it is put to the test.
     """
 
-    def __init__(self, name, label, kind, *, replicas=None, fenced=False, promises=()):
+    def __init__(self, name, label, kind, *, replicas=None, fenced=False, promises=(), layouts=()):
         self.name, self.label, self.kind = name, label, kind
         self.replicas, self.fenced, self.promises = replicas, fenced, promises
+        self.layouts = layouts or tuple(LAYOUTS.values())
 
 
 CONTESTANTS = {
     each.name: each
     for each in (
         Contestant("auto", "REPLICAS auto, `atomic()`", Ours, replicas="auto", fenced=True, promises=(1, 2)),
+        Contestant("all", "REPLICAS 1, `atomic()`", Ours, replicas=1, fenced=True, promises=(1, 2), layouts=(PAIR,)),
+        Contestant("some", "REPLICAS 1, without `atomic()`", Ours, replicas=1, layouts=(TWO,)),
         Contestant("fenced", "REPLICAS 0, `atomic()`", Ours, replicas=0, fenced=True, promises=(2,)),
         Contestant("bare", "REPLICAS 0, without `atomic()`", Ours, replicas=0),
-        Contestant("redis-py", "redis-py `RedisCluster.lock()`", RedisPy),
+        Contestant("redis-py", "redis-py `lock()`", RedisPy),
     )
 }
 FLIGHTS = {
@@ -115,3 +120,8 @@ FLIGHTS = {
         Contestant("undecorated", "the same tasks without it", None),
     )
 }
+
+
+def contestants_on(layout):
+    """Those that are put to the test there."""
+    return {name: each for name, each in CONTESTANTS.items() if layout in each.layouts}

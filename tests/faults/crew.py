@@ -48,6 +48,13 @@ class Member:
     def name(self):
         return self.log.name.removesuffix(LOG)
 
+    def has_begun(self):
+        """Whether it has held a lock."""
+        try:
+            return any(line.startswith("grant ") for line in self.log.open())
+        except FileNotFoundError:
+            return False
+
     def does(self, state):
         """Whether it holds a lock, or waits for one, by what it last wrote: "holding", "waiting"."""
         try:
@@ -64,13 +71,19 @@ class Member:
         return any(kind in wanted and time.monotonic() - since[number] > 0.03 for number, kind in last.items())
 
 
+def through(ports, url):
+    """The URL with another port in place of its own."""
+    start, _, port = url.rpartition(":")
+    return f"{start}:{ports[int(port)]}"
+
+
 class Crew:
     """All clients of a run.
 
     Args:
         task: what every client is told; see `client`.
         locks: those of each shard, by workload.
-        proxied: the proxy's port of each node's.
+        proxied: the proxy's port of each that clients connect to.
     """
 
     def __init__(self, folder, task, locks, proxied):
@@ -89,6 +102,7 @@ class Crew:
             "workload": post.workload,
             "source": post.source if self._task["divided"] and not post.proxied else "",
             "proxied": self._proxied if post.proxied else {},
+            "urls": [through(self._proxied, url) for url in self._task["urls"]] if post.proxied else self._task["urls"],
             "locks": [locks for locks in self._locks[post.workload] for _ in range(post.threads)],
             "seed": f"{self._task['seed']} {number}",
             "log": str(log),
@@ -121,12 +135,12 @@ class Crew:
         member.pauses[-1] = (member.pauses[-1][0], time.monotonic())
 
     def kill(self, member):
-        """Kills it, and has another do its work."""
+        """Kills it, and has another do its work; gives that one."""
         member.pauses.pop()
         member.died = time.monotonic()
         member.process.kill()
         member.process.wait()
-        self.hire(member.post)
+        return self.hire(member.post)
 
     def dismiss(self):
         """Lets everybody end what they do and go; gives those who did not come home by themselves."""

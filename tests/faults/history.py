@@ -29,13 +29,14 @@ class Attempt:
     """One call of `acquire`, and the lease it gave.
 
     Attributes:
-        called, wait: when it was called, and for how long it was to wait at most.
+        called, wait, timeout: when it was called, how long it was to wait at most, how long its lease is.
         returned: when it returned or raised; None if it never did.
         outcome: "granted", "busy", the name of an error of ours, or "error: " and what it was.
         valid_until: until when the holder may count on the lease, as its handle said last.
         ended: when the holder called `release`, or saw that it had lost it; None if it did neither.
         refused: the error by which `atomic()` kept its transaction from being committed.
         error: what else went wrong while it was held.
+        lost: when its holder saw that it had lost it; None if it did not.
         since: when it was granted at the earliest, where its holder came to know of it later; else 0.
     """
 
@@ -52,6 +53,8 @@ class Attempt:
     refused: str = ""
     error: str = ""
     since: float = 0.0
+    timeout: float = 0.0
+    lost: float | None = None
 
     def believed(self):
         """From when to when its holder took itself for the holder; None if never."""
@@ -70,6 +73,7 @@ class Happening:
         shard: where it was begun.
         locks, clients: those it may have touched.
         injected, healed, over: when it began, when it was taken back, when everything was whole again.
+        usable: from when on its locks were to be had again, though it was not taken back; never if infinite.
     """
 
     kind: str
@@ -81,6 +85,7 @@ class Happening:
     over: float = math.inf
     holds: bool = True
     in_order: bool = True
+    usable: float = math.inf
 
 
 @dataclass(slots=True)
@@ -98,6 +103,9 @@ class Commit:
 class History:
     """All of it. Commits are in their order; pauses are the spans in which a client did not run.
 
+    Stalls are spans in which a thread of a client, or of the suite, did not run although it could have: the machine
+    was busy, or the client with itself.
+
     Before ``warm`` the clients were still starting, on a busy machine: they called one by one, but asked in any order.
     """
 
@@ -105,20 +113,25 @@ class History:
     happenings: list[Happening] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
     pauses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    stalls: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     deaths: dict[str, float] = field(default_factory=dict)
     warm: float = 0.0
     end: float = 0.0
 
 
 def read(folder):
-    """The attempts in all files of a folder."""
-    return [attempt for path in sorted(Path(folder).glob(f"*{LOG}")) for attempt in read_one(path)]
+    """The attempts in all files of a folder, and the stalls of each client."""
+    attempts, stalls = [], {}
+    for path in sorted(Path(folder).glob(f"*{LOG}")):
+        own, stalls[path.stem] = read_one(path)
+        attempts += own
+    return attempts, stalls
 
 
 def read_one(path):
-    """The attempts of one client, whose name and contestant are in the file's: ``CONTESTANT.NUMBER.log``."""
+    """What one client tells, whose name and contestant are in the file's: ``CONTESTANT.NUMBER.log``."""
     client, contestant = path.stem, path.stem.partition(".")[0]
-    attempts = {}
+    attempts, stalls = {}, []
     with path.open() as lines:
         for line in lines:
             if not line.endswith("\n"):
@@ -126,11 +139,13 @@ def read_one(path):
             kind, number, time_, *words = line.split(maxsplit=3)
             at, rest = float(time_), words[0].rstrip("\n") if words else ""
             if kind == "call":
-                lock, wait = rest.split()
-                attempts[number] = Attempt(client, contestant, lock, at, float(wait))
+                lock, wait, timeout = rest.split()
+                attempts[number] = Attempt(client, contestant, lock, at, float(wait), timeout=float(timeout))
+            elif kind == "stall":
+                stalls.append((at - float(rest), at))
             else:
                 tell(attempts[number], kind, at, rest)
-    return list(attempts.values())
+    return list(attempts.values()), stalls
 
 
 def tell(attempt, kind, at, words):
@@ -144,7 +159,7 @@ def tell(attempt, kind, at, words):
     elif kind == "seen":
         attempt.valid_until = float(words)
     elif kind == "lost":
-        attempt.ended = attempt.ended or at
+        attempt.ended = attempt.lost = attempt.ended or at
     elif kind == "end":
         attempt.valid_until, attempt.ended = max(attempt.valid_until, float(words)), at
     elif kind == "refused":

@@ -89,6 +89,7 @@ class Proxy:
     def __init__(self, ports):
         self._rules, self._guard = [], threading.Lock()
         self._requests = []
+        self._delays = {}
         self.ports, self._ports = tuple(ports), {}
         self._serving = set()
         self._loop = asyncio.new_event_loop()
@@ -111,10 +112,15 @@ class Proxy:
         with self._guard:
             self._rules.remove(rule)
 
+    def slow(self, port, seconds):
+        """Has all requests to a node come so much later from now on."""
+        self._delays[port] = seconds
+
     def heal(self):
         """Lets everything pass again."""
         with self._guard:
             self._rules.clear()
+        self._delays.clear()
 
     def requests(self, command=""):
         """The requests so far that have the command among theirs; all by default."""
@@ -170,6 +176,8 @@ class Proxy:
                 if commands:
                     request = Request(port, tuple(map(told, commands)), unread[:size])
                     unread = unread[size:]
+                    if delay := self._delays.get(port):
+                        await asyncio.sleep(delay)
                     await link.carry(self._take_note(request), request)
         except (OSError, asyncio.CancelledError):
             pass

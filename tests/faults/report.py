@@ -6,50 +6,67 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from importlib.metadata import version
 
-from tests.faults.checker import ALLOWANCE, ON_ITS_WAY, PATIENCE
+from tests.faults.checker import ALLOWANCE, BACK, LATE, ON_ITS_WAY, PATIENCE
 from tests.faults.contestants import CONTESTANTS, FLIGHTS
 from tests.faults.flights import LOCKS
+from tests.faults.layouts import LAYOUTS
 
 # For how long after a fault its consequences may show: the longest lease of the clients, and CLOCK_SKEW.
 AFTERMATH = 9.0
 HEAD = """\
 # Faults
 
-Written by `{command}`: every figure of this page comes from one run.
-
-A cluster of three primaries and three replicas ({server}, `cluster-node-timeout` 2 s) is harmed for {minutes:.0f}
-minutes, several shards at once, while {clients} client processes use its locks; client processes that are killed are
+Servers are harmed, several shards at once, while client processes use their locks; client processes that are killed are
 replaced. Each client writes down, by the machine's monotonic clock, when it asked for a lock, when it got it, until
-when its handle called the lease valid, and when it gave it back. A checker knows these files, the journal of a
-database ({database}) and the faults, and nothing else. Seed {seed}; Python {python}, redis {redis}, {cores} cores.
+when its handle called the lease valid, and when it gave it back. A checker knows these files, the journal of a database
+and the faults, and nothing else. There are several layouts of servers; every figure of one comes from one run, whose
+command stands with it. `cluster-node-timeout` is 2 s.
 
 Two promises are tested, see [guarantees](explanation/guarantees.md). The first, mutual exclusion, does not cover the
 faults that are marked *outside*: what overlaps after them is counted apart. The second, that no stale write lands,
 covers all.
 
-"""
-VERDICT = """\
-## The verdict
-
-| | {labels} |
-|---|{rules}|
-"""
-MEANING = f"""
-*Overlaps*: two holders of one lock whose handles both called their leases valid at the same time; *outside of promise
-1* where such a fault met the first of the two leases, while it was held or {ON_ITS_WAY:g} s before. *Fence out of
-order*: a lease whose fence is not above that of every earlier one; *clocks too far apart* where the clock that the
-earlier one is from was further ahead than a record outlives its last lease (2 s). *Stale*: a commit whose fence is
-below one already committed, or that had not read the commit before it. *Hangs*: an `acquire` that returned more than
-{ALLOWANCE:g} s after the caller's time (of a call that is not to wait: {PATIENCE:g} s), or never; what its process was
-paused is not counted. *Overtaken*: a waiter that somebody overtook who had come later, at a time without a fault
-nearby. *Other errors*: exceptions that are none of the lock's own.
-
 The controls stand in the same run, under the same faults, and have to fail: if they do not, the faults were too mild.
 redis-py's holder counts on its lock from before the request that got it; its lock has no fences and no queue.
 
 """
+SECTION = """\
+## {title}
+
+{words} ({server}), harmed for {minutes:.0f} minutes under {clients} client processes; database: {database}. Written by
+`{command}`; Python {python}, redis {redis}, {cores} cores.
+
+"""
+TITLE = "Layout {}"
+VERDICT = """\
+| | {labels} |
+|---|{rules}|
+"""
+MEANING = f"""\
+## What is counted
+
+*Overlaps*: two holders of one lock whose handles both called their leases valid at the same time; *outside of promise
+1* where such a fault met the first of the two leases, while it was held or {ON_ITS_WAY:g} s before. *Fence out of
+order*: a lease whose fence is not above that of every earlier one; *clocks too far apart* where the clock that the
+earlier one is from was further ahead than a record outlives its last lease (2 s). *Stale*: a commit whose fence is
+below one already committed, or that had not read the commit before it. *Lost without a fault*: leases that were lost
+though no fault had touched their shard or their holder since they were last renewed, whatever happened to other
+shards meanwhile; where the machine stood still for a quarter of the lease, that is taken for the cause. redis-py's lock
+renews nothing. *Late*: an `acquire` that returned more than {LATE:g} s after the caller's time (of a call that is not
+to wait: {PATIENCE:g} s), *hangs*: more than {ALLOWANCE:g} s, or never; what its process was paused, or the machine
+stood still, is not counted. *Overtaken*: a waiter that somebody overtook who had come later, at a time without a fault
+nearby. *Of no use*: a planned failover after which no lock was granted for {BACK:g} s. *Other errors*: exceptions that
+are none of the lock's own.
+
+By kind of fault: *leases* are those granted to whom promise 1 is made, on what the fault touches, from its beginning
+until all was whole again. What is wrong is counted with the last fault that touched its lock or client, {AFTERMATH:g} s
+after its end at most; what only a fault outside of promise 1 can explain, with that. Stale writes of the controls need
+no fault: their holders write whether or not their lease is over. *Flights*: all that is wrong with those under
+`single_flight`.
+"""
 FLIGHTS_VERDICT = """\
-## Single flight
+
+### Single flight
 
 | | {labels} |
 |---|{rules}|
@@ -64,56 +81,64 @@ to show it: a message that was taken from its queue by a worker that died before
 acknowledged early by a worker that died; a member of a chord that died after its result was stored, before it was
 counted. *Misled*: an answer that is not from a run of the key, or from one that was over when another had begun before
 the call. Outside of promise 1 a shard may forget what was parked.
-
 """
 KINDS = """\
-## By kind of fault
 
-*Leases*: granted with REPLICAS auto on what the fault touches, from its beginning until all was whole again. What is
-wrong is counted with the last fault that touched its lock or client, {aftermath:g} s after its end at most; what only a
-fault outside of promise 1 can explain, with that. Stale writes of the controls need no fault: their holders write
-whether or not their lease is over. *Flights*: all that is wrong with those under `single_flight`.
+### By kind of fault
 
-| fault | promise 1 | times | leases | overlaps | stale | hangs | controls: overlaps | controls: stale | flights |
-|---|---|---:|---:|---:|---:|---:|---:|---:|---:|
+| fault | promise 1 | times | leases | overlaps | stale | hangs | controls: overlaps | controls: stale |{more}
+|---|---|---:|---:|---:|---:|---:|---:|---:|{rule}
 """
 LATENCY = """\
 
-## A shard that is gone
+### A shard that is gone
 
-Both nodes of one shard are killed, or stalled, while somebody goes on asking for its locks. What an uncontended
-`acquire` takes, with one replica acknowledged, on the other shards, from that moment on:
+All nodes of one shard are killed, or stalled, while somebody goes on asking for its locks. What an uncontended
+`acquire` takes, replicas included, on the other shards, from that moment on:
 
 | the other shard is | median ms | p99 ms | median, of healthy | p99, of healthy |
 |---|---:|---:|---:|---:|
 """
 PICTURE = """\
 
-## Over time
+### Over time
 
 ![The faults of each shard, and the leases granted each second]({name})
+
 """
 
 
-def page(run, verdicts, flown, kinds, *, command, seed, picture):
-    """The page, as text of many lines."""
+def page(layout, section, before):
+    """The page with this section, and with those of the other layouts as they stand in the page so far."""
+    sections = {TITLE.format(name): "" for name in LAYOUTS}
+    for text in before.split("\n## ")[1:]:
+        title = text.partition("\n")[0]
+        if title in sections:
+            sections[title] = f"## {text.strip()}\n\n"
+    sections[TITLE.format(layout.name)] = section
+    return HEAD + "".join(sections.values()) + MEANING
+
+
+def section(run, verdicts, flown, kinds, *, command, picture):
+    """What one run found, as text of many lines."""
     posts = {attempt.client for attempt in run.history.attempts} - run.history.deaths.keys()
-    yield HEAD.format(
+    yield SECTION.format(
+        title=TITLE.format(run.layout.name),
+        words=run.layout.words,
         command=command,
         server=run.server,
         minutes=(run.history.end - run.began) / 60,
         clients=len(posts),
         database=run.database,
-        seed=seed,
         python=platform.python_version(),
         redis=version("redis"),
         cores=os.cpu_count(),
     )
     yield from verdict_table(verdicts)
-    yield MEANING
-    yield from flight_table(flown)
-    yield FLIGHTS_MEANING
-    yield KINDS.format(aftermath=AFTERMATH)
+    if flown:
+        yield from flight_table(flown)
+        yield FLIGHTS_MEANING
+    yield KINDS.format(more=" flights |" if flown else "", rule="---:|" if flown else "")
     yield from kind_rows(run, verdicts, flown, kinds)
     if run.failures:
         yield f"\n{len(run.failures)} more faults did not go as they were meant to, and count as outside.\n"
@@ -136,7 +161,11 @@ def verdict_table(verdicts):
         "transactions committed": [each.commits for each in found],
         "**stale**": [len(each.stale) for each in found],
         "transactions refused (StaleFence, LockLost)": [each.refused.total() for each in found],
+        "leases lost": [each.leases_lost for each in found],
+        "**lost without a fault**": [len(each.lost_without_fault) for each in found],
+        "late": [len(each.late) for each in found],
         "**hangs**": [len(each.hangs) for each in found],
+        "**of no use**": [len(each.useless) for each in found],
         "waiters in order": [each.in_order for each in found],
         "**overtaken**": [len(each.overtaken) for each in found],
         "other errors": [len(each.errors) for each in found],
@@ -179,30 +208,34 @@ def table(head, here, rows):
 
 
 def kind_rows(run, verdicts, flown, kinds):
-    ours, controls = verdicts["auto"], [verdict for name, verdict in verdicts.items() if name != "auto"]
+    happenings = run.history.happenings
+    ours = [verdict for name, verdict in verdicts.items() if 1 in CONTESTANTS[name].promises]
+    controls = [verdict for name, verdict in verdicts.items() if 1 not in CONTESTANTS[name].promises]
     causes = {
-        "overlaps": causes_of_overlaps([ours], run),
-        "stale": by_cause(ours.stale, run.history.happenings),
-        "hangs": by_cause(ours.hangs, run.history.happenings),
+        "overlaps": causes_of_overlaps(ours, run),
+        "stale": by_cause([each for own in ours for each in own.stale], happenings),
+        "hangs": by_cause([each for own in ours for each in own.hangs], happenings),
         "their overlaps": causes_of_overlaps(controls, run),
-        "their stale": by_cause([each for other in controls for each in other.stale], run.history.happenings),
+        "their stale": by_cause([each for other in controls for each in other.stale], happenings),
     }
-    flights = flown["flights"]
-    causes["flights"] = causes_of_overlaps([flights], run)
-    causes["flights"] += by_cause([*flights.hangs, *flights.unanswered, *flights.misled], run.history.happenings)
-    causes["flights"] += by_cause(flights.answers_outside, outside_of(run))
+    if flown:
+        flights = flown["flights"]
+        causes["flights"] = causes_of_overlaps([flights], run)
+        causes["flights"] += by_cause([*flights.hangs, *flights.unanswered, *flights.misled], happenings)
+        causes["flights"] += by_cause(flights.answers_outside, outside_of(run))
     leases = leases_under(run)
+    nothing = " |" * len(causes)
     for kind in kinds:
         promise = "holds" if kind.holds else "*outside*"
         if reason := run.not_run.get(kind.name):
-            yield f"| {kind.name} | {promise} | not run: {reason} | | | | | | | |\n"
+            yield f"| {kind.name} | {promise} | not run: {reason} | |{nothing}\n"
             continue
-        times = sum(happening.kind == kind.name for happening in run.history.happenings)
+        times = sum(happening.kind == kind.name for happening in happenings)
         counts = " | ".join(str(cause[kind.name]) for cause in causes.values())
         yield f"| {kind.name} | {promise} | {times} | {leases[kind.name]:,} | {counts} |\n"
     unexplained = [str(cause[""]) for cause in causes.values()]
     yield f"| *none of them nearby* | | | | {' | '.join(unexplained)} |\n"
-    yield f"| **all** | | **{len(run.history.happenings) - len(run.failures)}** | | | | | | | |\n"
+    yield f"| **all** | | **{len(happenings) - len(run.failures)}** | |{nothing}\n"
 
 
 def causes_of_overlaps(verdicts, run):
@@ -231,10 +264,10 @@ def by_cause(findings, happenings):
 
 
 def leases_under(run):
-    """How many leases were granted with REPLICAS auto while faults of each kind lasted, on what they touched."""
+    """How many leases of promise 1 were granted while faults of each kind lasted, on what they touched."""
     granted = defaultdict(list)
     for attempt in run.history.attempts:
-        if attempt.contestant == "auto" and attempt.outcome == "granted":
+        if 1 in CONTESTANTS[attempt.contestant].promises and attempt.outcome == "granted":
             granted[attempt.lock].append(attempt.returned)
             granted[attempt.client].append(attempt.returned)
     for times in granted.values():

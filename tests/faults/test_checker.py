@@ -182,6 +182,82 @@ def test_a_paused_client_is_not_late():
     assert verdict([call(returned=18.0)], pauses={"y": [(10.5, 17.5)]}).hangs
 
 
+def test_a_call_before_all_had_begun():
+    """The machine was busy with starting clients: it counts from then on."""
+    assert not verdict([call(returned=18.0)], warm=12.0).hangs
+    assert verdict([call(returned=22.0)], warm=12.0).hangs
+
+
+def test_a_call_that_returns_a_little_late():
+    allowed = 11.0 + checker.LATE
+    assert not verdict([call(returned=allowed - 0.1)]).late
+    assert verdict([call(returned=allowed + 0.1)]).late
+    assert not verdict([call(wait=0, returned=10.0 + checker.PATIENCE + checker.LATE - 0.1)]).late
+
+
+@pytest.mark.parametrize(
+    ("stalls", "late"),
+    [
+        ({"x": [(10.2, 10.7)]}, False),
+        ({"": [(10.2, 10.7)]}, False),  # the suite itself stood still, so the machine did
+        ({"y": [(10.2, 10.7)]}, True),
+        ({"x": [(9.0, 10.2)]}, True),  # before it was called
+        ({"x": [(10.2, 10.35)] * 2, "": [(10.2, 10.35)]}, True),  # the same time counts once
+    ],
+)
+def test_where_the_machine_stands_still_nobody_is_late(stalls, late):
+    assert bool(verdict([call(returned=11.5)], stalls=stalls).late) is late
+
+
+def lost(at=9.0, *, client="x", fence=10):
+    """A lease of four seconds that was renewed last at 5, and lost at 9."""
+    held = lease(client, 1, at, fence, valid_until=9.0)
+    held.timeout, held.lost = 4.0, at
+    return held
+
+
+def test_a_lease_that_is_lost_without_a_fault():
+    found = verdict([lost(), lease("y", 10, 11, 11)])
+    assert found.leases_lost == 1
+    assert [each.clients for each in found.lost_without_fault] == [("x",)]
+    assert not verdict([lost(fence=0)]).lost_without_fault  # of a lock that renews nothing
+
+
+@pytest.mark.parametrize(
+    ("injected", "over", "locks", "clients", "excused"),
+    [
+        (6.0, 7.0, ["a"], (), True),
+        (6.0, 7.0, [], ["x"], True),
+        (6.0, 7.0, ["b"], ["y"], False),  # another shard, another client
+        (1.0, 4.0, ["a"], (), False),  # it was renewed after that
+        (1.0, 4.9, ["a"], (), True),  # just before: what it broke has to be found anew
+        (6.0, math.inf, ["a"], (), True),
+        (9.5, 9.9, ["a"], (), False),
+    ],
+)
+def test_what_explains_a_lost_lease(injected, over, locks, clients, excused):
+    happening = outside(injected, over, locks, holds=True)
+    happening.clients = list(clients)
+    assert bool(verdict([lost()], happenings=[happening]).lost_without_fault) is not excused
+
+
+def test_a_machine_that_stands_still_may_cost_a_lease():
+    for spans, excused in (([(6.0, 6.9)], False), ([(6.0, 7.1)], True), ([(1.0, 4.0)], False)):
+        assert bool(verdict([lost()], stalls={"x": spans}).lost_without_fault) is not excused
+        assert bool(verdict([lost()], pauses={"x": spans}).lost_without_fault) is not excused
+
+
+def test_locks_that_are_to_be_had_again_and_are_not():
+    swapped = outside(1.0, 8.0, holds=True)
+    swapped.usable, end = 2.0, 2.0 + checker.BACK
+    assert not verdict([lease("x", end - 0.1, 7, 10)], happenings=[swapped]).useless
+    assert verdict([lease("x", end + 0.1, 7, 10)], happenings=[swapped]).useless
+    assert verdict([lease("x", 1.9, 7, 10)], happenings=[swapped]).useless
+    assert verdict([lease("x", end - 0.1, 7, 10, lock="b")], happenings=[swapped]).useless
+    swapped.healed = end - 0.1  # it was taken back before that could be told
+    assert not verdict([lease("x", 1.9, 7, 10)], happenings=[swapped]).useless
+
+
 def test_a_waiter_that_is_overtaken():
     attempts = [lease("first", 5, 6, 12, called=1), lease("second", 3, 4, 11, called=2)]
     (found,) = verdict(attempts).overtaken
@@ -200,18 +276,20 @@ def test_an_error_that_is_none_of_the_locks():
 
 def test_what_clients_write_is_what_is_read(tmp_path):
     log = history.Log(tmp_path / f"auto.7{history.LOG}")
-    log.write("call", 1, "a", 0.5, at=1.0)
+    log.write("call", 1, "a", 0.5, 4, at=1.0)
     log.write("grant", 1, "5.000000", 77, at=1.5)
-    log.write("call", 2, "b", 2, at=2.0)
+    log.write("call", 2, "b", 2, 4, at=2.0)
     log.write("seen", 1, "6.000000", at=2.5)
     log.write("fail", 2, "LockTimeout", at=4.0)
     log.write("lost", 1, at=4.5)
     log.write("lost", 1, at=4.7)
-    log.write("call", 3, "c", 2, at=5.0)
+    log.write("stall", 0, "0.250000", at=4.75)
+    log.write("call", 3, "c", 2, 4, at=5.0)
     with (tmp_path / f"auto.7{history.LOG}").open("a") as file:
         file.write("grant 3 6.0 9")  # killed in the middle of a line
-    one, two, three = history.read(tmp_path)
-    assert one == Attempt("auto.7", "auto", "a", 1.0, 0.5, 1.5, "granted", 77, 6.0, 4.5)
+    (one, two, three), stalls = history.read(tmp_path)
+    assert one == Attempt("auto.7", "auto", "a", 1.0, 0.5, 1.5, "granted", 77, 6.0, 4.5, timeout=4.0, lost=4.5)
+    assert stalls == {"auto.7": [(4.5, 4.75)]}
     assert one.believed() == (1.5, 4.5)
     assert (two.outcome, two.returned, two.believed()) == ("LockTimeout", 4.0, None)
     assert (three.outcome, three.returned) == ("", None)

@@ -1,7 +1,7 @@
 """What the clients do with their locks: each workload is a loop of one thread on one shard's locks."""
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from django.db import connections, transaction
 
@@ -9,6 +9,7 @@ from django_cluster_lock import LockError
 
 LOOK = 0.05  # seconds between two looks of a holder at its lease
 LEASES = (2, 4, 8)
+MANY = 12  # locks that one thread holds at once
 REST = 0.02
 JOURNAL = "INSERT INTO journal (contestant, lock, read, fence, at) VALUES (%s, %s, %s, %s, %s)"
 
@@ -32,11 +33,26 @@ def queue(client, locks):
                 lease.hold(0.01 * client.random.random())
 
 
+def keep(client, locks):
+    """Holds many locks at once, while each is renewed a few times."""
+    while client.works():
+        with ExitStack() as stack:
+            leases = [
+                stack.enter_context(client.held(lock, client.random.choice(LEASES), wait=0))
+                for lock in client.random.sample(locks, MANY)
+            ]
+            end = time.monotonic() + client.random.uniform(5, 12)
+            while time.monotonic() < end and client.works():
+                time.sleep(4 * LOOK)
+                for lease in filter(None, leases):
+                    lease.look()
+
+
 def register(client, locks):
     """Reads a number, does something slow, and writes the next number."""
     while client.works():
         lock = client.random.choice(locks)
-        slow = client.random.uniform(0.01, 0.3) if client.random.random() < 0.35 else client.random.uniform(3, 6)
+        slow = client.random.uniform(0.01, 0.3) if client.random.random() < 0.35 else client.random.uniform(3, 8)
         if client.contestant.fenced and connections["default"].vendor == "sqlite":
             slow = min(slow, 0.1)  # one writer at a time in the whole file
         with client.held(lock, client.random.choice(LEASES[1:]), wait=2) as lease:
@@ -72,7 +88,7 @@ def create_tables(rows):
         cursor.executemany("INSERT INTO register VALUES (%s, 0)", [(row,) for row in rows])
 
 
-WORKLOADS = {workload.__name__: workload for workload in (exclusive, queue, register)}
+WORKLOADS = {workload.__name__: workload for workload in (exclusive, queue, keep, register)}
 
 
 def forget_connection():

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from random import Random
 
 from tests.faults.history import Happening
-from tests.faults.nodes import SHARDS
 
 GAP = (0.5, 2.0)  # seconds between two faults of a shard, in which its locks are in use
 
@@ -24,9 +23,12 @@ class World:
         self.nodes, self.links, self.proxy, self.crew = nodes, links, proxy, crew
         self.contestants, self.skew, self.whole_links = contestants, skew, whole_links
         self._locks = locks
-        self.happenings, self.failures = [], []
+        self.happenings, self.failures, self.stalls = [], [], []
         self.vote, self.broken_off = threading.Lock(), threading.Event()
-        self.shards = [threading.Lock() for _ in range(SHARDS)]
+        self.shards = [threading.Lock() for _ in range(nodes.shards)]
+
+    def stalled(self, at, seconds):
+        self.stalls.append((at - seconds, at))
 
     def sleep(self, seconds):
         """Sleeps, unless the run is broken off."""
@@ -68,6 +70,8 @@ class World:
             try:
                 try:
                     fault.inject()
+                    if kind.usable:
+                        happening.usable = time.monotonic()
                     self.sleep(random.uniform(*kind.lasts))
                 finally:
                     fault.heal()
@@ -89,7 +93,9 @@ class Harm:
         self._end = time.monotonic() + seconds
         self._random, self._guard = Random(seed), threading.Lock()
         self._next, self._rounds = [], rounds
-        self._threads = [threading.Thread(target=self._work, args=(shard,), daemon=True) for shard in range(SHARDS)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(shard,), daemon=True) for shard in range(world.nodes.shards)
+        ]
 
     def run(self):
         for thread in self._threads:

@@ -1,9 +1,10 @@
 """What all kinds of faults have in common."""
 
+import signal
 from contextlib import contextmanager
 from typing import ClassVar
 
-from tests.faults.nodes import SHARDS, until
+from tests.faults.layouts import LAYOUTS, Layout
 
 
 class Fault:
@@ -16,6 +17,8 @@ class Fault:
         lasts: how many seconds it stays, at least and at most.
         quorum: whether a vote of the primaries must mend it, so that no two such may happen at once.
         touches: what it may touch: the "shard", "all" shards, or "clients" alone.
+        layouts: where it can be done.
+        usable: whether the locks it touches are to be had again once it is done, before it is taken back.
     """
 
     name: ClassVar[str]
@@ -24,10 +27,11 @@ class Fault:
     lasts: ClassVar[tuple[float, float]] = (0.5, 1.5)
     quorum: ClassVar[bool] = False
     touches: ClassVar[str] = "shard"
+    layouts: ClassVar[tuple[Layout, ...]] = tuple(LAYOUTS.values())
+    usable: ClassVar[bool] = False
 
     def __init__(self, world, shard, random):
         self.world, self.nodes, self.shard, self.random = world, world.nodes, shard, random
-        self.primary, self.replica = self.nodes.ports(shard)
         self._undo = []
 
     @classmethod
@@ -45,7 +49,8 @@ class Fault:
 
     def prepare(self):
         """Waits for the moment; gives whether it came."""
-        self.primary, self.replica = self.nodes.roles(self.shard)
+        self.primary, *self.replicas = self.nodes.roles(self.shard)
+        self.replica = self.random.choice(self.replicas)
         return True
 
     def inject(self):
@@ -61,9 +66,19 @@ class Fault:
         rules = self.world.links.cut(some, others)
         self._undo.append(lambda: self.world.links.heal(rules))
 
-    def promoted(self):
-        """Waits until the replica is a primary."""
-        until(lambda: self.nodes.is_primary(self.replica), f"the promotion of {self.replica}")
+    def promoted(self, *replicas):
+        """Waits until one of these replicas is a primary, by default any."""
+        self.nodes.promoted(replicas or self.replicas)
+
+    def kill(self, port):
+        """Kills a node; it is started again when this is healed."""
+        self._undo.append(lambda: self.nodes.revive(port))
+        self.nodes.kill(port, signal.SIGKILL)
+
+    def stop(self, port):
+        """Has a node stand still until this is healed."""
+        self._undo.append(lambda: self.nodes.signal(port, signal.SIGCONT))
+        self.nodes.signal(port, signal.SIGSTOP)
 
     @contextmanager
     def primary_client(self):
@@ -71,7 +86,7 @@ class Fault:
             yield client
 
     def other_shard(self):
-        return (self.shard + self.random.randrange(1, SHARDS)) % SHARDS
+        return (self.shard + self.random.randrange(1, self.nodes.shards)) % self.nodes.shards
 
 
 class NeedsLinks(Fault):

@@ -1,6 +1,7 @@
 """Clocks of servers that step."""
 
 from tests.faults.kinds.failovers import Failover
+from tests.faults.layouts import CLUSTERS, PAIR
 
 BEYOND = 3.0  # seconds, and longer than a record outlives its last lease
 
@@ -9,6 +10,7 @@ class ClockStepped(Failover):
     """One node's clock steps, then its replica, whose clock did not, takes over; then it steps back."""
 
     name = "clock of a primary steps by less than CLOCK_SKEW, then it fails over"
+    layouts = (*CLUSTERS, PAIR)
 
     @classmethod
     def why_not(cls, world):

@@ -49,6 +49,21 @@ class Busy(Fault):
             self._runs.join(0.1)
 
 
+class Exhausted(Fault):
+    """All clients have to connect again, and the server takes some of them."""
+
+    name = "connections exhausted (maxclients)"
+    lasts = (1.0, 4.0)
+
+    def inject(self):
+        own = redis.Redis.from_url(self.nodes.url(self.primary), socket_timeout=5, single_connection_client=True)
+        self._undo.append(own.close)
+        before = own.config_get("maxclients")["maxclients"]
+        self._undo.append(lambda: own.config_set("maxclients", before))  # by the connection that is there already
+        own.config_set("maxclients", max(4, own.info("clients")["connected_clients"] // 3))
+        own.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
 class Full(Fault):
     name = "memory full (noeviction)"
     lasts = (0.5, 2.0)

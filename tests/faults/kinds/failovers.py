@@ -1,27 +1,17 @@
 """Failovers that an operator asks for."""
 
-from contextlib import suppress
-
-import redis
-
 from tests.faults.kinds.base import Fault, NeedsLinks
-from tests.faults.nodes import until
+from tests.faults.layouts import CLUSTERS, PAIR
 
 
 class Failover(Fault):
     name = "CLUSTER FAILOVER"
     lasts = (0.0, 0.5)
+    layouts = CLUSTERS
     how = ()
 
     def inject(self):
-        until(self._fails_over, f"the failover to {self.replica}")
-
-    def _fails_over(self):
-        """Asks for it, again if nothing comes of it."""
-        with suppress(redis.ResponseError):
-            self.nodes.do(self.replica, "CLUSTER", "FAILOVER", *self.how)
-        with suppress(TimeoutError):
-            return until(lambda: self.nodes.is_primary(self.replica), "the failover", within=6)
+        self.nodes.fail_over(self.replica, *self.how)
 
 
 class Forced(Failover):
@@ -35,9 +25,10 @@ class Takeover(Failover):
 
 
 class TwoFailovers(Failover):
-    """There and back again: long leases live through both."""
+    """There and back again, or on to the next: long leases live through both."""
 
     name = "two failovers within one lease"
+    layouts = (*CLUSTERS, PAIR)
 
     def inject(self):
         super().inject()
@@ -48,9 +39,30 @@ class TwoFailovers(Failover):
 class LaggingTakeover(NeedsLinks):
     name = "CLUSTER FAILOVER TAKEOVER by a replica that lags"
     holds = False
+    layouts = CLUSTERS
 
     def inject(self):
         self.cut([self.nodes.party(self.primary)], [self.nodes.party(self.replica)])
         self.world.sleep(self.random.uniform(0.3, 1.2))
         self.nodes.do(self.replica, "CLUSTER", "FAILOVER", "TAKEOVER")
+        self.promoted(self.replica)
+
+
+class RolesSwapped(Failover):
+    """Open connections stay with the old primary, which answers READONLY."""
+
+    name = "roles swapped under one name (FAILOVER)"
+    lasts = (4.0, 6.0)
+    layouts = (PAIR,)
+    usable = True
+
+
+class SplitBrain(Fault):
+    """As a provider does that takes the primary for dead; who is connected to that goes on with it."""
+
+    name = "replica promoted while the primary serves on"
+    lasts = (0.5, 4.0)
+    layouts = (PAIR,)
+
+    def inject(self):
         self.promoted()

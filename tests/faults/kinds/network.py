@@ -1,9 +1,8 @@
 """Links that are cut: packets vanish, connections stay open."""
 
-import signal
-
 from tests.faults.crew import HERE, THERE
 from tests.faults.kinds.base import NeedsLinks
+from tests.faults.layouts import CLUSTERS
 from tests.faults.namespace import HOST, Party
 
 CLIENTS_HERE = [Party(HERE), Party(HOST)]  # the proxied ones come from their proxies
@@ -22,6 +21,7 @@ class PrimaryCut(NeedsLinks):
     name = "primary cut off from all nodes"
     lasts = (0.2, 1.0)
     quorum = True
+    layouts = CLUSTERS
 
     def inject(self):
         self.cut([self.nodes.party(self.primary)], self.nodes.parties(without=[self.primary]))
@@ -35,6 +35,7 @@ class Partition(NeedsLinks):
     lasts = (0.5, 2.0)
     quorum = True
     touches = "all"
+    layouts = CLUSTERS
 
     def shards(self):
         return {self.shard}
@@ -57,7 +58,7 @@ class ClientsCut(NeedsLinks):
         return True
 
     def inject(self):
-        self.cut(CLIENTS_THERE, self.nodes.parties())
+        self.cut(CLIENTS_THERE, self.nodes.entrances())
 
 
 class CutThenKilled(NeedsLinks):
@@ -65,8 +66,7 @@ class CutThenKilled(NeedsLinks):
     quorum = True
 
     def inject(self):
-        self._undo.append(lambda: self.nodes.revive(self.primary))
         self.cut([self.nodes.party(self.primary)], [self.nodes.party(self.replica)])
         self.world.sleep(self.random.uniform(1, 2))
-        self.nodes.kill(self.primary, signal.SIGKILL)
+        self.kill(self.primary)
         self.promoted()

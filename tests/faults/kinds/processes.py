@@ -11,8 +11,7 @@ class PrimaryKilled(Fault):
     quorum = True
 
     def inject(self):
-        self.nodes.kill(self.primary, signal.SIGKILL)
-        self._undo.append(lambda: self.nodes.revive(self.primary))
+        self.kill(self.primary)
         self.promoted()  # started again any earlier it would serve its slots, and know nothing
 
 
@@ -22,8 +21,7 @@ class PrimaryStopped(Fault):
     quorum = True
 
     def inject(self):
-        self._undo.append(lambda: self.nodes.signal(self.primary, signal.SIGCONT))
-        self.nodes.signal(self.primary, signal.SIGSTOP)
+        self.stop(self.primary)
         self.promoted()
 
 
@@ -32,8 +30,25 @@ class PrimaryStalled(PrimaryStopped):
     lasts = (0.2, 1.2)
     quorum = False
 
-    def promoted(self):
+    def promoted(self, *replicas):
         pass
+
+
+class PrimaryHangs(PrimaryStopped):
+    name = "primary paused (SIGSTOP) for longer than leases last"
+    lasts = (8.5, 10.0)
+
+
+class ShardHangs(Fault):
+    """Nobody is promoted; what other shards do must not depend on it."""
+
+    name = "all nodes of a shard paused (SIGSTOP) for longer than leases last"
+    lasts = (8.5, 10.0)
+    quorum = True
+
+    def inject(self):
+        for port in (self.primary, *self.replicas):
+            self.stop(port)
 
 
 class ReplicaKilled(Fault):
@@ -41,8 +56,7 @@ class ReplicaKilled(Fault):
     lasts = (0.1, 2.5)
 
     def inject(self):
-        self.nodes.kill(self.replica, signal.SIGKILL)
-        self._undo.append(lambda: self.nodes.revive(self.replica))
+        self.kill(self.replica)
 
 
 class ReplicaStopped(Fault):
@@ -50,8 +64,7 @@ class ReplicaStopped(Fault):
     lasts = (0.5, 3.0)
 
     def inject(self):
-        self._undo.append(lambda: self.nodes.signal(self.replica, signal.SIGCONT))
-        self.nodes.signal(self.replica, signal.SIGSTOP)
+        self.stop(self.replica)
 
 
 class ReplicaBehind(Fault):
@@ -61,14 +74,16 @@ class ReplicaBehind(Fault):
     quorum = True
 
     def inject(self):
-        self._undo.append(lambda: self.nodes.signal(self.replica, signal.SIGCONT))
-        self.nodes.signal(self.replica, signal.SIGSTOP)
-        self.nodes.do(self.primary, "CLIENT", "KILL", "TYPE", "replica")
-        self.world.sleep(self.random.uniform(2, 3))
-        self.nodes.kill(self.primary, signal.SIGKILL)
-        self._undo.append(lambda: self.nodes.revive(self.primary))
+        self.leave_behind(self.replica)
+        self.kill(self.primary)
         self.nodes.signal(self.replica, signal.SIGCONT)
         self.promoted()
+
+    def leave_behind(self, replica):
+        """Pauses a replica, and lets the primary serve on for a while; what that does never reaches it."""
+        self.stop(replica)
+        self.nodes.do(self.primary, "CLIENT", "KILL", "TYPE", "replica")
+        self.world.sleep(self.random.uniform(2, 3))
 
 
 class PrimaryEmptied(Fault):
@@ -105,7 +120,9 @@ class HolderKilled(ClientFault):
     name = "holder killed"
 
     def inject(self):
-        self.world.crew.kill(self.victim)
+        successor = self.world.crew.kill(self.victim)
+        if not self.nodes.layout.cluster:  # a client that never saw the replica could not know that it counts
+            until(successor.has_begun, "the successor to have held a lock")
 
 
 class HolderStopped(ClientFault):

@@ -47,6 +47,22 @@ class RequestsLate(Harm):
     rule: ClassVar[dict] = {"late": 1.5}
 
 
+class NodeSlow(Harm):
+    """All that these clients ask of a node comes late."""
+
+    name = "a slow node: requests 50 ms to 5 s late"
+    lasts = (3.0, 6.0)
+    touches = "shard"
+
+    def prepare(self):
+        return Fault.prepare(self)
+
+    def inject(self):
+        port = self.nodes.entrance(self.primary)
+        self._undo.append(lambda: self.world.proxy.slow(port, 0.0))
+        self.world.proxy.slow(port, 0.05 * 100 ** self.random.random())
+
+
 class RequestsDoubled(Harm):
     name = "requests doubled"
     rule: ClassVar[dict] = {"request": "double"}

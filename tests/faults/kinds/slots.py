@@ -5,6 +5,7 @@ from contextlib import suppress
 import redis
 
 from tests.faults.kinds.base import Fault
+from tests.faults.layouts import CLUSTERS
 from tests.faults.nodes import slot_of, until
 
 
@@ -13,6 +14,7 @@ class SlotMoved(Fault):
 
     name = "slot migration (SETSLOT, MIGRATE)"
     lasts = (0.0, 0.0)
+    layouts = CLUSTERS
 
     def shards(self):
         """The slot's shard, and the one it is to move to: home, if it is not there."""
@@ -25,8 +27,8 @@ class SlotMoved(Fault):
     def prepare(self):
         if self.source_shard is None or self.world.owners()[self.lock] != self.source_shard:
             return False  # it was not to be seen, or has moved meanwhile
-        self.source, _ = self.nodes.roles(self.source_shard)
-        self.target, _ = self.nodes.roles(self.target_shard)
+        self.source, *_ = self.nodes.roles(self.source_shard)
+        self.target, *_ = self.nodes.roles(self.target_shard)
         return True
 
     def inject(self):
