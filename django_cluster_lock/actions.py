@@ -1,15 +1,38 @@
 """What the exchange and those who carry out its actions say to each other."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Node: TypeAlias = tuple[str, int]
+Address: TypeAlias = tuple[bytes, bytes]  # host and port, as a primary tells them of its replicas
 Command: TypeAlias = tuple[bytes, ...]
 
 BRIEFLY = 0.5  # seconds for what is asked beside the point, the layout or a cancel: enough to set TLS up for it
-TRANSIENT = {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"}
+# Errors that pass: of a cluster that moves or fails over, of a server that is short of memory, disk or replicas.
+TRANSIENT = {
+    *("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"),
+    *("MISCONF", "OOM", "UNBLOCKED"),
+}
+
+
+class Member(NamedTuple):
+    """A node of a shard beside its primary: where it can be asked, and by which addresses its primary may know it."""
+
+    node: Node
+    addresses: frozenset[Address]
+
+
+class Verdict(NamedTuple):
+    """Who the replicas connected to a primary are: how many members of its shard, how many foreign ones.
+
+    ``known`` are those whose address is a member's.
+    """
+
+    members: int
+    foreign: int
+    known: frozenset[Address]
 
 
 @dataclass(slots=True, eq=False)
@@ -20,16 +43,21 @@ class Learning:
 
 
 class Routes(Protocol):
-    """What is known of the cluster: which node serves a slot, and how many replicas that has."""
+    """What is known of the cluster: which node serves a slot, and who belongs to that node's shard."""
 
     learned_at: float
     refused: str
     learning: dict[str, Learning]
+    lists_roles: bool
 
     def primary(self, slot: int) -> Node | None: ...
-    def replicas(self, node: Node) -> int: ...
-    def short_handed(self, node: Node) -> bool: ...
-    def recount(self, values: Sequence[object], asked: Node) -> None: ...
+    def required(self, node: Node) -> int | None: ...
+    def most_required(self) -> int: ...
+    def foreign(self, node: Node) -> int: ...
+    def verdict(self, node: Node, listed: tuple[Address, ...]) -> Verdict | None: ...
+    def missing(self, node: Node, listed: Iterable[Address]) -> list[Member]: ...
+    def identify(self, node: Node, listed: tuple[Address, ...], present: int) -> Verdict: ...
+    def warn_of_no_replicas(self, node: Node) -> None: ...
     def redirected(self, to: str, asked: Node) -> Node: ...
     def moved(self, slot: int, node: Node) -> None: ...
     def suspect(self, node: Node) -> None: ...

@@ -309,16 +309,17 @@ def _whole(clients: Sequence[Any]) -> bool:
     """Every node sees all others up and every slot served, and all replicas are in sync."""
     online = replicas = 0
     for client in clients:
-        cluster, seen = client.execute_command("CLUSTER INFO"), client.execute_command("CLUSTER NODES").values()
+        cluster, seen = client.execute_command("CLUSTER INFO"), client.execute_command("CLUSTER NODES")
         if cluster["cluster_state"] != "ok" or int(cluster["cluster_slots_ok"]) != SLOTS or len(seen) != len(clients):
             return False
-        for node in seen:
+        for node in seen.values():
             flags = set(node["flags"].split(",")) - {"myself"}
             if flags != {"slave"} and not (flags == {"master"} and node["slots"]):
                 return False
         replication = client.info("replication")
         replicas += replication["role"] == "slave"
-        online += sum(isinstance(value, dict) and value.get("state") == "online" for value in replication.values())
+        told = [value for value in replication.values() if isinstance(value, dict) and value.get("state") == "online"]
+        online += sum(f"{value['ip']}:{value['port']}" in seen for value in told)  # a foreign replica is none of them
     return online == replicas
 
 

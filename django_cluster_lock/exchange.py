@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
+from django_cluster_lock.acknowledgement import NOT_ASKED, Acknowledged, ReplicaCheck
 from django_cluster_lock.actions import (
     TRANSIENT,
     Actions,
@@ -23,7 +24,7 @@ from django_cluster_lock.actions import (
     SendAll,
 )
 from django_cluster_lock.errors import LockError, LockUnavailable
-from django_cluster_lock.layout import CENSUS, census_taken, is_outdated, learn, needed_by, to_be_counted, update
+from django_cluster_lock.layout import is_outdated, learn, learn_from, update
 from django_cluster_lock.protocol import Batch, Call, Flow, Replies, Reply
 
 T = TypeVar("T")
@@ -64,24 +65,26 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
             if course.node is None:
                 yield from course.learn()
                 course.find_node()
+            if course.node and call.replicas is None and routes.required(course.node) is None:
+                yield from learn_from(routes, course.node)  # who has to acknowledge it is not known there yet
             try:
                 outcome = (yield course.request()) if course.node else (yield from course.nowhere())
             except NoAnswer as failure:
                 outcome = failure
         if isinstance(outcome, Answer):
-            if course.counts:
-                outcome = course.counted(outcome)
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
-                if course.counts and course.too_few_asked():
+                acknowledged = yield from course.replica_check.settle(outcome)
+                if acknowledged is None:
+                    course.repeat()
                     outcome = None
                     continue
                 if course.blocking and (rest := course.rest_after(outcome, value)):
                     outcome = outcome._replace(now=(yield Pause(rest)))
                 if is_outdated(routes, outcome.now):
-                    yield from update(routes, outcome.now)
-                acks = outcome.values[-1] if course.needed else 0
-                return replied(outcome, value, acks, course.needed, course.first_sent, unanswered=course.unanswered)
+                    assert course.node is not None
+                    yield from update(routes, course.node, outcome.now)
+                return replied(outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)
             course.refused(value, outcome.now)
         else:
             course.unheard(outcome)
@@ -96,9 +99,10 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
 class Course:
     """How the next attempt at a call is to be made, and what the earlier ones left behind."""
 
-    asking = in_full = layout_is_old = unanswered = counts = False
-    needed = 0
+    asking = in_full = layout_is_old = unanswered = False
     skips = 0  # how many answers come before the script's
+    repeats = 0  # for the sake of replicas that were not waited for
+    replica_check: ReplicaCheck
     first_sent: float | None = None
     pause = 0.0
     _next: Node | None = None
@@ -124,27 +128,14 @@ class Course:
             commands.append((b"ASKING",))
         self.skips = len(commands)
         commands.append(command(call, in_full=self.in_full))
-        if call.replicas != 0:
-            self.needed = needed_by(call, self.routes, self.node)
-            self.counts = to_be_counted(call, self.routes, self.node)
-        if self.needed:
-            commands.append(wait(self.needed, call.acknowledged_within))
-            blocks += call.acknowledged_within
-        if self.counts:
-            commands += CENSUS
-        return Send(self.node, commands, blocks, call.deadline)
+        self.replica_check = ReplicaCheck((call,), self.routes, self.node, self.repeats)
+        commands += self.replica_check.commands
+        return Send(self.node, commands, blocks + self.replica_check.blocks, call.deadline)
 
-    def counted(self, answer: Answer) -> Answer:
-        """The answer without the count of replicas, which is taken over."""
-        assert self.node is not None
-        return census_taken(answer, self.routes, self.node)
-
-    def too_few_asked(self) -> bool:
-        """Whether the node turned out to have more replicas than were waited for: then it is to be done again."""
-        if self.node is None or needed_by(self.call, self.routes, self.node) <= self.needed:
-            return False
+    def repeat(self) -> None:
+        """Do it again at once at the same node, which has more replicas than were waited for."""
+        self.repeats += 1
         self._at_once(self.node)
-        return True
 
     def rest_after(self, answer: Answer, value: object) -> float:
         """How long to rest before the next slice: a slot on the move refuses the sleep, and must not make us spin."""
@@ -232,17 +223,16 @@ class Course:
 
 
 def replied(
-    answer: Answer, value: object, acks: object, needed: int, first: float | None = None, *, unanswered: bool = False
+    answer: Answer, value: object, by: Acknowledged, first: float | None = None, *, unanswered: bool = False
 ) -> Reply:
-    """A script's answer, and that of the wait for replicas, in the protocol's terms."""
+    """Return a script's answer, and who acknowledged it, in the protocol's terms."""
     status, details = (value[0], value[1:]) if isinstance(value, list) else (value, ())
     assert isinstance(status, bytes)
-    count, objection = (acks, "") if isinstance(acks, int) else (0, str(acks) if isinstance(acks, Refusal) else "")
     first = first or answer.sent
-    return Reply(status, details, answer.sent, answer.now, count, needed, first, unanswered, objection)
+    return Reply(status, details, answer.sent, answer.now, by.by, by.needed, first, unanswered, by.objection)
 
 
-def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
+def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Replies]:
     """Several calls at once, one write and one WAIT to each node; those that were refused go on one by one."""
     deadline = max(call.deadline for call in batch.calls)
     if any(routes.primary(call.keys.slot) is None for call in batch.calls):
@@ -250,25 +240,25 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     by_node: dict[Node | None, list[int]] = defaultdict(list)
     for position, call in enumerate(batch.calls):
         by_node[routes.primary(call.keys.slot)].append(position)
-    sends, counting, needed = dict[Node, Send](), set[Node](), dict[int, int]()
+    sends, checks = dict[Node, Send](), dict[Node | None, ReplicaCheck]()
     for node, positions in by_node.items():
         if node is not None:
             calls = [batch.calls[position] for position in positions]
-            sends[node] = request_all(calls, node, routes)
-            needed.update((position, needed_by(batch.calls[position], routes, node)) for position in positions)
-            if any(to_be_counted(call, routes, node) for call in calls):
-                counting.add(node)
+            check = checks[node] = ReplicaCheck(calls, routes, node, repeats)
+            sends[node] = request_all(calls, node, check)
     outcomes: list[Answer | NoAnswer] = yield SendAll(list(sends.values()))
-    answered: dict[Node | None, Answer | NoAnswer] = {
-        node: census_taken(outcome, routes, node) if node in counting and isinstance(outcome, Answer) else outcome
-        for node, outcome in zip(sends, outcomes, strict=True)
-    }
+    answered: dict[Node | None, Answer | NoAnswer] = dict(zip(sends, outcomes, strict=True))
+    acknowledged: dict[Node | None, Acknowledged | None] = {}
+    for node, outcome in answered.items():
+        if isinstance(outcome, Answer):
+            acknowledged[node] = yield from checks[node].settle(outcome)
     for node, outcome in answered.items():
         if isinstance(outcome, NoAnswer) and node is not None:
             routes.suspect(node)
             yield from learn(routes, outcome.now, deadline)
     results: dict[int, Reply | LockError] = {}
     again: list[int] = []
+    more_to_wait_for: list[int] = []
     for node, positions in by_node.items():
         shared = answered.get(node)
         unknown = False
@@ -277,11 +267,11 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
             if isinstance(shared, Answer) and node is not None:
                 value = shared.values[place]
                 if not isinstance(value, Refusal):
-                    if node in counting and needed_by(call, routes, node) > needed[position]:
-                        again.append(position)
-                        continue
-                    acks = shared.values[-1] if needed[position] else 0
-                    results[position] = replied(shared, value, acks, needed[position])
+                    by = acknowledged[node] if call.replicas != 0 else NOT_ASKED
+                    if by is None:
+                        more_to_wait_for.append(position)
+                    else:
+                        results[position] = replied(shared, value, by)
                     continue
                 if unknown and value.code == "NOSCRIPT":
                     again.append(position)  # the node has learned the script from the first that it did not know
@@ -292,31 +282,22 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
                 results[position] = yield from exchange(call, routes, own)
             except LockError as error:
                 results[position] = error
-    if again:
-        repeated = yield from exchange_all(Batch([batch.calls[position] for position in again]), routes)
-        results.update(zip(again, repeated, strict=True))
-    if outcomes and is_outdated(routes, outcomes[0].now):
-        yield from update(routes, outcomes[0].now)
+    for those, repeated in ((again, repeats), (more_to_wait_for, repeats + 1)):
+        if those:
+            replies = yield from exchange_all(Batch([batch.calls[position] for position in those]), routes, repeated)
+            results.update(zip(those, replies, strict=True))
+    for node, outcome in answered.items():
+        if node is not None and isinstance(outcome, Answer) and is_outdated(routes, outcome.now):
+            yield from update(routes, node, outcome.now)
     return [results[position] for position in range(len(batch.calls))]
 
 
-def request_all(calls: Sequence[Call], node: Node, routes: Routes) -> Send:
-    commands = [command(call) for call in calls]
-    needed = max(needed_by(call, routes, node) for call in calls)
-    blocks = 0.0
-    if needed:
-        blocks = max(call.acknowledged_within for call in calls)
-        commands.append(wait(needed, blocks))
-    if any(to_be_counted(call, routes, node) for call in calls):
-        commands += CENSUS
-    return Send(node, commands, blocks, max(call.deadline for call in calls))
+def request_all(calls: Sequence[Call], node: Node, check: ReplicaCheck) -> Send:
+    commands = [*map(command, calls), *check.commands]
+    return Send(node, commands, check.blocks, max(call.deadline for call in calls))
 
 
 def command(call: Call, *, in_full: bool = False) -> Command:
     keys = (call.keys.record, call.keys.index)[: call.script.key_count] + call.also
     how = (b"EVAL", call.script.text) if in_full else (b"EVALSHA", call.script.sha)
     return (*how, b"%d" % len(keys), *keys, *call.args)
-
-
-def wait(replicas: int, seconds: float) -> Command:
-    return b"WAIT", b"%d" % replicas, b"%d" % max(seconds * 1000, 1)

@@ -101,7 +101,7 @@ def _result(grant: Grant, reply: Reply) -> Any:
         raise StaleFence(name, "it is older than 3.5 days by the server's clock, and fences are not kept for ever")
     if reply.status == b"stale":
         raise StaleFence(name, f"its fence is {grant.fence}, but {_shown(told)} has been shown")
-    if reply.acks < reply.needed:
+    if not protocol.is_acknowledged(reply):
         raise LockNotReplicated(name, f"it is written, but {reply.acks} of {reply.needed} replicas have it")
     return told
 

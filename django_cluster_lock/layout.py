@@ -1,45 +1,42 @@
-"""How the exchange keeps to the layout of the cluster: when to ask for it, and for the number of replicas.
-
-Without I/O, as the exchange.
-"""
+"""When to learn the layout of the cluster, and from whom. Without I/O, as the exchange."""
 
 import math
 
 from django_cluster_lock.actions import BRIEFLY, Actions, Answer, Command, Learning, NoAnswer, Node, Pause, Routes, Send
-from django_cluster_lock.protocol import Call
 
-LAYOUT: list[Command] = [(b"CLUSTER", b"SLOTS"), (b"CLUSTER", b"NODES"), (b"INFO", b"replication")]
-# Asked in the same write where a shard has fewer replicas than it should: one that has just come (back) must count.
-CENSUS: list[Command] = [(b"CLUSTER", b"NODES"), (b"INFO", b"replication")]
-LAYOUT_KEEPS, LAYOUT_LASTS = 0.1, 30.0  # seconds in which it is not asked for again, after which it is in any case
+LAYOUT: list[Command] = [
+    (b"CLUSTER", b"SLOTS"),
+    (b"CLUSTER", b"NODES"),
+    (b"CLUSTER", b"SHARDS"),
+    (b"INFO", b"replication"),
+]
+# Seconds in which the layout is not asked for again, after which it is if replicas are missing, and in any case.
+LAYOUT_KEEPS, LAYOUT_DOUBTED, LAYOUT_LASTS = 0.1, 1.0, 30.0
 LAYOUT_KEY = "layout"
 # Seconds: how often those who wait for another to learn the layout look, at first and later, and when they do without.
 FIRST_LOOK, LONGEST_LOOK, LEARNING_TAKES = 0.005, 0.05, 1.0
 
 
-def needed_by(call: Call, routes: Routes, node: Node) -> int:
-    return routes.replicas(node) if call.replicas is None else call.replicas
-
-
-def to_be_counted(call: Call, routes: Routes, node: Node) -> bool:
-    """Whether all replicas must have it, and it is not certain how many that are."""
-    return call.replicas is None and routes.short_handed(node)
-
-
-def census_taken(answer: Answer, routes: Routes, node: Node) -> Answer:
-    """The answer without that to `CENSUS`, which the routes have learned."""
-    routes.recount(answer.values[-len(CENSUS) :], node)
-    return answer._replace(values=answer.values[: -len(CENSUS)])
-
-
 def is_outdated(routes: Routes, now: float) -> bool:
-    """Whether the layout is to be learned anew: replicas are added without anybody being told."""
+    """Return whether the layout is to be learned anew: nobody is told of replicas that are added or forgotten."""
     return now - routes.learned_at >= LAYOUT_LASTS
 
 
-def update(routes: Routes, now: float) -> Actions[None]:
+def update(routes: Routes, node: Node, now: float) -> Actions[None]:
+    """Learn the layout anew from a node that has just answered: no other one may keep a call waiting."""
     routes.learned_at = now  # whoever comes next need not
-    yield from learn(routes)
+    yield from learn_from(routes, node)
+
+
+def learn_from(routes: Routes, node: Node) -> Actions[Answer | NoAnswer]:
+    """Learn the layout from one node, and give its answer."""
+    outcome = yield from sent(Send(node, LAYOUT, 0, 0))
+    routes.learned_at = outcome.now
+    if isinstance(outcome, NoAnswer):
+        routes.suspect(node)
+    elif not routes.learn(outcome.values, node):
+        return NoAnswer("", outcome.now, outcome.sent)
+    return outcome
 
 
 def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[str | None]:
@@ -80,19 +77,17 @@ def _waited_for(other: Learning, routes: Routes, deadline: float) -> Actions[boo
 def _ask(own: Learning, routes: Routes, deadline: float) -> Actions[None]:
     own.silence = ""
     for node in routes.candidates():
-        outcome = yield from sent(Send(node, LAYOUT, 0, 0))
-        routes.learned_at = outcome.now
-        if isinstance(outcome, NoAnswer):
-            routes.suspect(node)
-            own.silence = outcome.reason
-        elif routes.learn(outcome.values, node):
+        outcome = yield from learn_from(routes, node)
+        if isinstance(outcome, Answer):
             own.silence = ""
             break
+        own.silence = outcome.reason or own.silence
         if outcome.now >= deadline:
             break
 
 
 def sent(send: Send) -> Actions[Answer | NoAnswer]:
+    """Send a request whose failure is an outcome as any other."""
     try:
         answer: Answer = yield send
     except NoAnswer as failure:

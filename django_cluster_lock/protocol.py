@@ -8,7 +8,7 @@ server's place. Time enters with the replies, as seconds of the caller's monoton
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -21,6 +21,7 @@ from django_cluster_lock.snapshots import Owner
 LONGEST_SLICE = 4.0
 WAIT_FOR_REPLICAS = 1.0
 OUTWAITED = "its lease ended while another lock was waited for"
+RECHECK = 0.05  # seconds until replicas are asked again that have not acknowledged
 GRACE = 0.5  # for the answer to a last question asked as the caller's time ends
 
 
@@ -144,21 +145,23 @@ def acquire(
         while True:
             reply: Reply = yield call
             unanswered = unanswered or reply.unanswered
-            if reply.status == b"own" and reply.now < reply.sent + terms.timeout:
+            own = reply.status == b"own"
+            late = own and reply.now >= reply.sent + terms.timeout  # its answer took longer than the lease lasts
+            if own and not late and (is_acknowledged(reply) or reply.now >= deadline):
                 return granted(keys, token, terms, reply, unanswered=unanswered)
             if reply.status == b"busy" and not unanswered:
                 break  # nothing was left behind
-            late = reply.status == b"own"  # its answer took longer than the lease lasts
             if late and not blocking:
                 raise LockUnavailable(keys.name, "its shard answered after the lease had ended")
-            if not blocking or reply.status == b"over":
+            if not own and (not blocking or reply.status == b"over"):
                 raise busy(keys, reply)
-            if reply.now >= until:
+            if reply.now >= deadline:
                 raise busy(keys, reply, LockTimeout)
             if keep:
                 keep[:] = yield from keep_all(keep, terms)
-            block = None if late else Block(keys.wake + token, nap(reply, until, terms))
-            call = attempt(keys, token, terms, now=reply.now, deadline=until, queues=True, block=block)
+            seconds = 0.0 if late else min(RECHECK, deadline - reply.now) if own else nap(reply, until, terms)
+            block = Block(keys.wake + token, seconds) if seconds else None
+            call = attempt(keys, token, terms, now=reply.now, deadline=deadline, queues=blocking, block=block)
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -195,12 +198,22 @@ def nap(reply: Reply, until: float, terms: Terms) -> float:
     return max(seconds, 0.001)
 
 
+def is_acknowledged(reply: Reply) -> bool:
+    """Return whether enough replicas have what the script wrote."""
+    return reply.acks >= reply.needed
+
+
 def granted(keys: Keys, token: bytes, terms: Terms, reply: Reply, *, unanswered: bool = False) -> Grant:
     """The lease an answer stands for, once enough replicas have it."""
-    if reply.acks < reply.needed:
-        why = f" ({reply.objection})" if reply.objection else ""
-        raise LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it{why}")
+    if not is_acknowledged(reply):
+        raise not_replicated(keys, reply)
     return Grant(keys, token, reply.details[0], reply.sent + terms.timeout, unanswered)
+
+
+def not_replicated(keys: Keys, reply: Reply) -> LockNotReplicated:
+    """Return the error for a write that too few replicas have, with the reason if one is known."""
+    why = f" ({reply.objection})" if reply.objection else ""
+    return LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it{why}")
 
 
 def give_up(keys: Keys, token: bytes, *, mark: bool) -> Call:
@@ -264,17 +277,17 @@ def acquire_all(
                 if isinstance(reply, LockError):
                     raise reply
                 now = max(now, reply.now)
-                if reply.status != b"own" or reply.now >= reply.sent + terms.timeout:
+                if reply.status != b"own" or reply.now >= reply.sent + terms.timeout or not is_acknowledged(reply):
                     break
                 held.append(granted(keys, token, terms, reply, unanswered=reply.unanswered))
             else:
                 continue
-            if not blocking:
+            if not blocking and reply.status != b"own":
                 raise busy(keys, reply)
             got = {grant.keys for grant in held}
             yield Batch([give_up(k, t, mark=mark) for (k, t), mark in tried.items() if k not in got])
             tried = {}
-            grant = yield from acquire(keys, mint(), terms, now=now, until=until, blocking=True, keep=held)
+            grant = yield from acquire(keys, mint(), terms, now=now, until=until, blocking=blocking, keep=held)
             held.append(grant)
             now = grant.valid_until - terms.timeout
         expired = next((grant for grant in held if grant.valid_until <= now), None)
@@ -383,7 +396,8 @@ def renewed(grant: Grant, terms: Terms, reply: Reply) -> Grant | None:
 
 def renew(grant: Grant, terms: Terms, *, deadline: float) -> Flow[Grant | None]:
     """Renews one lease, trying until the deadline; None when it is lost."""
-    reply: Reply = yield Call(grant.keys, scripts.RENEW, (grant.token, terms.ttl), deadline, replicas=terms.replicas)
+    call = Call(grant.keys, scripts.RENEW, (grant.token, terms.ttl), deadline, replicas=terms.replicas)
+    reply = yield from ask_until_acknowledged(call)
     return renewed(grant, terms, reply)
 
 
@@ -403,6 +417,20 @@ def owner_of(reply: Reply) -> Owner:
 def ask(call: Call) -> Flow[Reply]:
     """A flow of one call."""
     reply: Reply = yield call
+    return reply
+
+
+def ask_until_acknowledged(call: Call) -> Flow[Reply]:
+    """Ask until enough replicas have what the script wrote, or the call's deadline has come.
+
+    The script is one that may be repeated, and its first argument is a token.
+    """
+    reply: Reply = yield call
+    unanswered = reply.unanswered
+    while not is_acknowledged(reply) and reply.now < call.deadline:
+        pause = Block(call.keys.wake + call.args[0], min(RECHECK, call.deadline - reply.now))
+        reply = yield replace(call, block=pause)
+        unanswered = reply.unanswered = unanswered or reply.unanswered
     return reply
 
 

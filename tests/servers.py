@@ -20,7 +20,7 @@ PREFIX_STEM = "test-locks"
 
 # The least rights that the library needs; the documentation lists the same.
 RIGHTS = """
-    evalsha eval blpop wait asking info cluster|slots cluster|nodes
+    evalsha eval blpop wait role asking info cluster|slots cluster|nodes cluster|shards
     time hmget hget hset hsetnx hdel pexpire pexpireat pttl lpush zadd zrem
     exists get set del zcard zrevrange zrangebyscore
     hgetall zrange zscore scan type

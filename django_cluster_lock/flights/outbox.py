@@ -11,7 +11,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from django_cluster_lock import protocol, scripts
-from django_cluster_lock.errors import LockError, LockNotReplicated
+from django_cluster_lock.errors import LockError
 from django_cluster_lock.names import Keys, OutboxKeys
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
 from django_cluster_lock.scripts import Script
@@ -226,10 +226,9 @@ def _undone_if_it_fails(
         refused: the answers after which its token is not used any more; an attempt that comes late finds that out.
     """
     try:
-        reply: Reply = yield call
-        if reply.status in (b"own", b"parked", b"next") and reply.acks < reply.needed:
-            told = f"{reply.acks} of {reply.needed} replicas acknowledged it"
-            raise LockNotReplicated(outbox.lock.name, told)
+        reply = yield from protocol.ask_until_acknowledged(call)
+        if reply.status in (b"own", b"parked", b"next") and not protocol.is_acknowledged(reply):
+            raise protocol.not_replicated(outbox.lock, reply)
         if reply.unanswered and reply.status in refused:
             with suppress(LockError):
                 yield protocol.give_up(outbox.lock, token, mark=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from django_cluster_lock import exchange, protocol
-from django_cluster_lock.actions import NoAnswer, Pause, SendAll
+from django_cluster_lock.actions import NoAnswer, Pause, SendAll, Verdict
 from tests.model.ledger import require
 from tests.model.shard import START
 
@@ -11,26 +11,37 @@ NODE = ("shard", 1)
 NOTHING = object()
 
 
-class OneShard:
-    """Routes to the one node there is."""
+REPLICA = (b"replica", b"1")
+ROLE = [b"master", 0, [[*REPLICA, b"0"]]]
 
-    learned_at = 0.0
+
+class OneShard:
+    """Routes to the one node there is, which has one replica."""
+
+    learned_at = float("inf")  # it never changes
     refused = ""
     learning = {}  # noqa: RUF012 - the model never learns a layout
+    lists_roles = True
 
     def primary(self, slot):
         return NODE
 
-    def replicas(self, node):
+    def required(self, node):
         return 1
 
-    def short_handed(self, node):
-        return False
+    def foreign(self, node):
+        return 0
+
+    def verdict(self, node, listed):
+        return Verdict(len(listed), 0, frozenset(listed))
+
+    def missing(self, node, listed):
+        return []
 
     def moved(self, slot, node):
         raise NotImplementedError
 
-    redirected = learn = recount = moved
+    redirected = learn = identify = most_required = warn_of_no_replicas = moved
 
     def suspect(self, node):
         pass
@@ -167,7 +178,7 @@ class Operation:
         except (protocol.LockError, KeyboardInterrupt) as error:
             self.finished, self.requests = True, []
             plainly_busy = type(error) is protocol.LockBusy and not self.unanswered
-            self._check_clean_up(nothing_left=self.kind == "acquire" and plainly_busy)
+            self._check_clean_up(nothing_left=plainly_busy)
         else:
             self.all_at_once = isinstance(action, SendAll)
             sends = action.sends if self.all_at_once else [action]
@@ -184,21 +195,22 @@ class Operation:
     def _check_clean_up(self, granted=(), *, nothing_left=False):
         """I6: an acquire takes back, once, each token that it did not get, and ends it if it may still be asked for.
 
-        One that was told "busy" without queueing may have nothing to take back.
+        The last one may have been told "busy" without queueing: then it has nothing to take back.
         """
         if not self.kind.startswith("acquire") or self.interruptions > 1:
             return
-        tried, cancels = set(), []
+        tried, cancels, last = set(), [], None
         for step in self.steps:
             for call in step.calls if isinstance(step, protocol.Batch) else [step]:
                 if call.script is protocol.scripts.ACQUIRE:
-                    tried.add(call.args[0])
+                    last = call.args[0]
+                    tried.add(last)
                 elif call.script is protocol.scripts.RELEASE:
                     cancels.append(call.args[:2])
         cancelled = {token for token, _ in cancels}
         left = tried - {grant.token for grant in granted}
         require(
-            cancelled == left or (nothing_left and not cancels),
+            cancelled == left or (nothing_left and cancelled == left - {last}),
             "I6",
             "not what was tried in vain was taken back",
             left,

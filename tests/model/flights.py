@@ -27,6 +27,7 @@ from tests.model.agents import (
     Publication,
     Received,
 )
+from tests.model.clients import ROLE
 from tests.model.flight_ledger import OUTCOME, FlightLedger
 from tests.model.ledger import require
 from tests.model.shard import FlightShard
@@ -362,8 +363,9 @@ class FlightMachine(RuleBasedStateMachine):
 
     def _unreplicated(self, agent):
         values = self._run_commands(agent, agent.step.commands)
-        if agent.step.commands[-1][0] == b"WAIT":
-            values[-1] = 0
+        for place, command in enumerate(agent.step.commands):
+            if command[0] == b"WAIT":
+                values[place] = 0
         self._answer(agent, values)
 
     def _run_commands(self, agent, commands):
@@ -373,6 +375,8 @@ class FlightMachine(RuleBasedStateMachine):
                 values.append(self.shard.pop(command[1]))
             elif command[0] == b"WAIT":
                 values.append(1)
+            elif command[0] == b"ROLE":
+                values.append(ROLE)
             else:
                 values.append(self._run_script(agent, command))
         return values

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from django_cluster_lock import protocol, scripts
 from django_cluster_lock.actions import Answer, NoAnswer, Refusal
 from django_cluster_lock.names import keys_of
-from tests.model.clients import Clock, Handle, Operation
+from tests.model.clients import ROLE, Clock, Handle, Operation
 from tests.model.ledger import Ledger, require
 from tests.model.shard import Shard
 
@@ -381,6 +381,8 @@ class LockMachine(RuleBasedStateMachine):
                 values.append(self.shard.pop(command[1]))
             elif command[0] == b"WAIT":
                 values.append(0 if wrote and self.replica else 1)
+            elif command[0] == b"ROLE":
+                values.append(ROLE)
             elif command[0] == b"EVALSHA" and command[1] in self.unloaded:
                 values.append(Refusal("NOSCRIPT No matching script."))
             else:

@@ -7,7 +7,7 @@ import pytest
 from django_cluster_lock import protocol, scripts
 from django_cluster_lock.errors import LockBusy, LockLost, LockNotReplicated, LockTimeout, LockUnavailable
 from django_cluster_lock.names import keys_of
-from django_cluster_lock.protocol import Batch, Reply, Terms
+from django_cluster_lock.protocol import Batch, Block, Reply, Terms
 
 LOCK, OTHER, THIRD = (keys_of("unit", name) for name in "abc")
 TERMS = Terms(timeout=9, skew=1, replicas=1, owner=(b"host", b"1", b"main", b""), patience=2.0)
@@ -179,9 +179,26 @@ def test_the_last_answer_may_still_be_yes():
 
 
 def test_too_few_replicas():
-    played = acquiring(own(acks=0), said(b"released"))
+    """They are asked again until the caller's time is up."""
+    played = acquiring(own(acks=0), own(acks=0, sent=9.9, now=10.0), said(b"released"))
     assert type(played.error) is LockNotReplicated
+    assert played.steps[1].block == Block(LOCK.wake + b"T", protocol.RECHECK)
     assert played.cancels == [(b"T", b"0")]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_replica_that_was_away_for_a_while(blocking):
+    played = acquiring(own(acks=0), own(sent=1.0, now=1.1), blocking=blocking)
+    assert played.result.valid_until == 10.0
+    assert [call.args[2] for call in played.calls] == [TERMS.alive if blocking else b"0"] * 2
+    assert played.cancels == []
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_lock_that_another_got_before_a_replica_came_back(blocking):
+    lost = [queued(now=10.0), said(b"not owner")] if blocking else [busy(now=10.0)]
+    played = acquiring(own(acks=0), *lost, blocking=blocking)
+    assert type(played.error) is (LockTimeout if blocking else LockBusy)
 
 
 def test_an_ended_token():
@@ -381,9 +398,23 @@ def test_all_or_none_where_a_shard_is_down():
 
 
 def test_all_or_none_where_a_replica_is_missing():
-    played = acquiring_all([own(1), own(2, acks=0), own(3)], [said(b"released")] * 3)
+    late = own(2, acks=0, sent=19.9, now=20.0)
+    played = acquiring_all(
+        [own(1), own(2, acks=0), own(3)], [said(b"released")] * 2, late, said(b"released"), [said(b"released")]
+    )
     assert type(played.error) is LockNotReplicated
-    assert sorted(token for token, _ in played.cancels) == [b"1", b"2", b"3"]
+    assert sorted(token for token, _ in played.cancels) == [b"1", b"2", b"3", b"4"]
+
+
+def test_all_where_a_replica_comes_back():
+    flow = (
+        [own(1), own(2, acks=0), own(3)],
+        [said(b"released")] * 2,
+        own(4, sent=1.0, now=1.1),
+        [own(5, sent=1.2, now=1.3)],
+    )
+    played = acquiring_all(*flow)
+    assert [grant.keys for grant in played.result] == [LOCK, OTHER, THIRD]
 
 
 def test_all_or_none_where_one_held_is_lost():

@@ -15,6 +15,7 @@ d 10.0.0.4:7000@17000 slave,fail a 0 0 1 disconnected
 e 10.0.0.5:7000@17000 master,fail - 0 0 1 disconnected
 """
 CLUSTER_IS_OFF = Refusal("ERR This instance has cluster support disabled")
+OLD = Refusal("ERR Unknown subcommand or wrong number of arguments for 'SHARDS'.")  # Redis 6.2
 INFO = b"# Replication\r\nrole:master\r\nconnected_slaves:2\r\n"
 
 
@@ -28,38 +29,38 @@ TWO = slots((0, 8191, b"10.0.0.1", 7000, b"a"), (8192, 16383, b"10.0.0.2", 7000,
 def test_nothing_is_known_at_first():
     topology = Topology([A, B])
     assert topology.primary(0) is None
-    assert topology.replicas(A) == 0
+    assert topology.required(A) is None
     assert set(topology.candidates()) == {A, B}
 
 
 def test_primaries_and_all_their_replicas_failed_ones_too():
     topology = Topology([C])
-    assert topology.learn([TWO, NODES, INFO], C)
+    assert topology.learn([TWO, NODES, OLD, INFO], C)
     assert topology.is_cluster
     assert topology.primaries() == [A, B]
     assert [topology.primary(slot) for slot in (0, 8191, 8192, SLOTS - 1)] == [A, A, B, B]
-    assert [topology.replicas(node) for node in (A, B)] == [2, 0]
+    assert [topology.required(node) for node in (A, B)] == [2, 1]
     assert set(topology.candidates()) == {A, B, C}
 
 
 def test_slots_without_a_primary_have_none():
     topology = Topology([A])
-    topology.learn([TWO, NODES, INFO], A)
-    assert topology.learn([TWO[:1], NODES, INFO], A)
+    topology.learn([TWO, NODES, OLD, INFO], A)
+    assert topology.learn([TWO[:1], NODES, OLD, INFO], A)
     assert topology.primary(8192) is None
 
 
 @pytest.mark.parametrize("host", [b"", b"?", None])
 def test_a_node_that_does_not_tell_its_host_is_where_it_was_asked(host):
     topology = Topology([A])
-    assert topology.learn([slots((0, 16383, host, 7001, b"a")), NODES, INFO], A)
+    assert topology.learn([slots((0, 16383, host, 7001, b"a")), NODES, OLD, INFO], A)
     assert topology.primary(5) == ("10.0.0.1", 7001)
 
 
 def test_remap_is_for_what_nodes_tell_of_each_other():
     topology = Topology([A], remap=lambda node: ("nat.example", node[1] + 1))
     assert topology.candidates() == [A]
-    topology.learn([TWO, NODES, INFO], A)
+    topology.learn([TWO, NODES, OLD, INFO], A)
     assert topology.primaries() == [("nat.example", 7001)]
     assert topology.redirected("10.0.0.9:8000", A) == ("nat.example", 8001)
 
@@ -79,7 +80,7 @@ def test_a_redirection_to_nowhere(to):
 
 def test_a_redirection_is_remembered():
     topology = Topology([A])
-    topology.learn([TWO, NODES, INFO], A)
+    topology.learn([TWO, NODES, OLD, INFO], A)
     topology.moved(0, B)
     assert [topology.primary(slot) for slot in (0, 1)] == [B, A]
 
@@ -90,46 +91,46 @@ def test_who_did_not_answer_is_asked_last():
     topology.suspect(A)
     topology.suspect(C)
     assert topology.candidates() == [B, C, A]
-    topology.learn([TWO, NODES, INFO], A)
+    topology.learn([TWO, NODES, OLD, INFO], A)
     assert topology.candidates()[-1] == C
 
 
 def test_a_server_that_is_no_cluster_serves_all_slots():
     topology = Topology([A])
-    assert topology.learn([CLUSTER_IS_OFF, CLUSTER_IS_OFF, INFO], A)
+    assert topology.learn([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, INFO], A)
     assert not topology.is_cluster
     assert topology.primaries() == [A]
-    assert topology.replicas(A) == 2
+    assert topology.required(A) == 2
 
 
 def test_several_servers_that_are_no_cluster_are_refused():
     topology = Topology([A, B])
-    assert not topology.learn([CLUSTER_IS_OFF, CLUSTER_IS_OFF, INFO], A)
+    assert not topology.learn([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, INFO], A)
     assert topology.refused == "10.0.0.1:7000 is in no cluster: of such servers, LOCATION may name one alone"
     assert topology.primary(0) is None
-    assert topology.learn([TWO, NODES, INFO], B)
+    assert topology.learn([TWO, NODES, OLD, INFO], B)
     assert topology.refused == ""
 
 
 @pytest.mark.parametrize(
     ("values", "refused"),
     [
-        ([Refusal("NOPERM no permissions"), NODES, INFO], "NOPERM no permissions"),
-        ([Refusal("LOADING the dataset"), NODES, INFO], ""),
-        ([[], NODES, INFO], ""),
-        ([TWO, Refusal("NOPERM no permissions"), INFO], "NOPERM no permissions"),
-        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, Refusal("NOPERM no permissions")], "NOPERM no permissions"),
-        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, b"role:master"], ""),
-        ([slots((0, 16383, b"10.0.0.1", 7000, b"unlisted")), NODES, INFO], ""),
-        ([slots((0, 16384, b"10.0.0.1", 7000, b"a")), NODES, INFO], ""),
-        ([[1], NODES, INFO], ""),
-        ([[[0, 5]], NODES, INFO], ""),
-        ([TWO, b"garbage", INFO], ""),
+        ([Refusal("NOPERM no permissions"), NODES, OLD, INFO], "NOPERM no permissions"),
+        ([Refusal("LOADING the dataset"), NODES, OLD, INFO], ""),
+        ([[], NODES, OLD, INFO], ""),
+        ([TWO, Refusal("NOPERM no permissions"), OLD, INFO], "NOPERM no permissions"),
+        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, Refusal("NOPERM no permissions")], "NOPERM no permissions"),
+        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, b"role:master"], ""),
+        ([slots((0, 16383, b"10.0.0.1", 7000, b"unlisted")), NODES, OLD, INFO], ""),
+        ([slots((0, 16384, b"10.0.0.1", 7000, b"a")), NODES, OLD, INFO], ""),
+        ([[1], NODES, OLD, INFO], ""),
+        ([[[0, 5]], NODES, OLD, INFO], ""),
+        ([TWO, b"garbage", OLD, INFO], ""),
     ],
 )
 def test_an_answer_that_tells_nothing_leaves_what_is_known(values, refused):
     topology = Topology([A])
-    topology.learn([TWO, NODES, INFO], A)
+    topology.learn([TWO, NODES, OLD, INFO], A)
     assert not topology.learn(values, B)
     assert topology.primaries() == [A, B]
     assert topology.refused == refused

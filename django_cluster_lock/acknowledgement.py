@@ -1,0 +1,192 @@
+"""Who acknowledged a write: the members of its shard, told apart from other replicas. Without I/O, as the exchange.
+
+WAIT counts acknowledgements and does not say whose they are: a backup or a migration that follows the same primary may
+have acknowledged in place of the replica that will be promoted. So ROLE follows WAIT in the same write and lists the
+replicas that are connected. As long as those are members of the shard, the count is theirs. Where foreign ones are
+among them, all that are connected have to acknowledge, or the offsets show that the members have.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from django_cluster_lock.actions import (
+    Actions,
+    Address,
+    Answer,
+    Command,
+    NoAnswer,
+    Node,
+    Refusal,
+    Routes,
+    Send,
+    SendAll,
+    Verdict,
+)
+from django_cluster_lock.layout import LAYOUT_DOUBTED, learn_from
+from django_cluster_lock.protocol import Call
+
+INFO: Command = (b"INFO", b"replication")
+ROLE: Command = (b"ROLE",)
+_REPLICA = re.compile(r"slave\d+$")
+REPEATS = 3  # requests that are repeated since they were not waited for by enough replicas
+
+
+class Replicas(NamedTuple):
+    """The replicas connected to a primary: their addresses, how far each has acknowledged, how far the primary is."""
+
+    addresses: tuple[Address, ...]
+    offsets: tuple[int, ...]
+    written: int
+
+
+class Acknowledged(NamedTuple):
+    """How many replicas that count have a write, how many have to, and why some do not, in words."""
+
+    by: int
+    needed: int
+    objection: str = ""
+
+
+NOT_ASKED = Acknowledged(0, 0)
+
+
+class ReplicaCheck:
+    """What one request to a node asks about its replicas, after the calls themselves.
+
+    Args:
+        calls: what is asked of the node in this request.
+        repeats: how often it was repeated because more replicas had to be waited for.
+    """
+
+    def __init__(self, calls: Sequence[Call], routes: Routes, node: Node, repeats: int = 0) -> None:
+        self._routes, self._node, self._repeats = routes, node, repeats
+        self._asking = [call for call in calls if call.replicas != 0]
+        self.commands: list[Command] = []
+        self.blocks = 0.0
+        self._waits_for = 0
+        if not self._asking:
+            return
+        if needed := self._needed():
+            self._waits_for = needed + routes.foreign(node)
+            self.blocks = max(call.acknowledged_within for call in self._asking)
+            self.commands.append((b"WAIT", b"%d" % self._waits_for, b"%d" % max(self.blocks * 1000, 1)))
+        self.commands.append(ROLE if routes.lists_roles else INFO)
+
+    def settle(self, answer: Answer) -> Actions[Acknowledged | None]:
+        """Return who acknowledged, by the answers to `commands`, which come last; None to repeat the request."""
+        if not self._asking:
+            return NOT_ASKED
+        replicas = read_replicas(answer.values[-1])
+        if replicas is None:
+            return self._refused(answer.values[-1])
+        verdict = self._routes.verdict(self._node, replicas.addresses)
+        if verdict is None:
+            verdict = yield from identify(self._routes, self._node, replicas.addresses)
+        needed = self._needed()
+        acks = answer.values[-2] if self._waits_for else 0
+        by = count(verdict, replicas, acks) if isinstance(acks, int) else 0
+        if isinstance(acks, int) and needed > (self._routes.required(self._node) or 0):
+            by = acks  # asked for more than there are members: a number chosen by the user, who counts them all
+        if by >= needed:
+            if not needed:
+                self._routes.warn_of_no_replicas(self._node)
+            return Acknowledged(by, needed)
+        if self._waits_for < needed + verdict.foreign and self._repeats < REPEATS:
+            return None
+        if answer.now - self._routes.learned_at >= LAYOUT_DOUBTED:  # a member may have been forgotten meanwhile
+            yield from learn_from(self._routes, self._node)
+        return Acknowledged(by, needed, self._objection(acks, replicas.addresses))
+
+    def _needed(self) -> int:
+        required = self._routes.required(self._node)
+        members = self._routes.most_required() if required is None else required
+        return max(members if call.replicas is None else call.replicas for call in self._asking)
+
+    def _refused(self, told: object) -> Acknowledged | None:
+        if isinstance(told, Refusal) and self._routes.lists_roles and told.code in {"NOPERM", "ERR"}:
+            self._routes.lists_roles = False  # a server that keeps ROLE from its users still has INFO
+            return None
+        objection = str(told) if isinstance(told, Refusal) else "the node is no primary any more"
+        return Acknowledged(0, max(self._needed(), 1), objection)
+
+    def _objection(self, acks: object, listed: Sequence[Address]) -> str:
+        if isinstance(acks, Refusal):
+            return str(acks)
+        missing = ", ".join(f"{member.node[0]}:{member.node[1]}" for member in self._routes.missing(self._node, listed))
+        return f"not connected: {missing}" if missing else ""
+
+
+def count(verdict: Verdict, replicas: Replicas, acks: int) -> int:
+    """Return how many members of the shard have acknowledged, at least.
+
+    Args:
+        verdict: who the replicas are.
+        replicas: as the primary listed them after it had waited.
+        acks: how many it counted.
+    """
+    if not verdict.foreign:
+        return min(acks, verdict.members)
+    if acks >= len(replicas.addresses):
+        return verdict.members
+    # What the primary has written by now lies behind the write in question: who has that, has this.
+    reached = dict(zip(replicas.addresses, replicas.offsets, strict=True))
+    return sum(reached[address] >= replicas.written for address in verdict.known)
+
+
+def identify(routes: Routes, node: Node, listed: tuple[Address, ...]) -> Actions[Verdict]:
+    """Find out who the replicas are of which a primary lists some that nobody knows.
+
+    The primary is asked for its layout: a new member is known to it first. Behind a translation of addresses it sees a
+    replica by another address than the cluster does. So the members that are not among those listed are asked whether
+    they are connected, and copy from this very primary.
+    """
+    outcome = yield from learn_from(routes, node)
+    verdict = routes.verdict(node, listed)
+    if verdict is not None:
+        return verdict
+    present = 0
+    missing = routes.missing(node, listed)
+    if missing and isinstance(outcome, Answer):
+        history = read_fields(outcome.values[-1]).get("master_replid")
+        outcomes: list[Answer | NoAnswer] = yield SendAll([Send(member.node, [INFO], 0, 0) for member in missing])
+        for told in outcomes:
+            fields = read_fields(told.values[0]) if isinstance(told, Answer) else {}
+            follows = fields.get("role") == "slave" and fields.get("master_link_status") == "up"
+            present += bool(follows and history and fields.get("master_replid") == history)
+    return routes.identify(node, listed, present)
+
+
+def read_replicas(told: object) -> Replicas | None:
+    """Return what a primary tells of its replicas in answer to ROLE or INFO; None where it does not."""
+    try:
+        return _from_role(told) if isinstance(told, list) else _from_info(told)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _from_role(told: list[Any]) -> Replicas | None:
+    role, written, replicas = told
+    if role != b"master":
+        return None
+    if len(replicas) == 1:  # the ordinary case, which has to be quick
+        ((host, port, offset),) = replicas
+        return Replicas(((host, port),), (int(offset),), written)
+    addresses = tuple((host, port) for host, port, _ in replicas)
+    return Replicas(addresses, tuple(int(offset) for *_, offset in replicas), written)
+
+
+def _from_info(told: object) -> Replicas | None:
+    fields = read_fields(told)
+    if fields.get("role") != "master":
+        return None
+    rows = [dict(pair.split("=", 1) for pair in row.split(",")) for name, row in fields.items() if _REPLICA.match(name)]
+    online = [row for row in rows if row["state"] == "online"]  # as ROLE has it
+    addresses = tuple((row["ip"].encode(), row["port"].encode()) for row in online)
+    return Replicas(addresses, tuple(int(row["offset"]) for row in online), int(fields["master_repl_offset"]))
+
+
+def read_fields(told: object) -> dict[str, str]:
+    """Return the fields of an answer to INFO; none where it is no such answer."""
+    rows = told.decode(errors="replace").splitlines() if isinstance(told, bytes) else ()
+    return {name: value for name, colon, value in (row.partition(":") for row in rows) if colon}
