@@ -27,6 +27,11 @@ def missing():
     return "" if program("rabbitmq-server") and shutil.which("epmd") else "apt install rabbitmq-server"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "rabbitmq" not in item.fixturenames)  # first, so that one process has them all
+
+
 def pytest_terminal_summary(terminalreporter):
     if hint := missing():
         terminalreporter.write_line(f"brokers not tested: RabbitMQ ({hint})", yellow=True)
