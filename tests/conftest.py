@@ -53,6 +53,7 @@ def start_server():
     def start(kind):
         if kind.name not in started:
             started[kind.name] = kind.start(Path(os.environ[BASE]))
+            started[kind.name].forbear()
         return started[kind.name]
 
     yield start

@@ -12,7 +12,7 @@ import pytest
 
 from tests.records import until
 
-PATIENCE = 60  # seconds
+PATIENCE = 180  # seconds
 # Debian's wrappers on PATH change to the user and the folders of its service; these do not.
 FOLDERS = "/usr/lib/rabbitmq/bin", "/usr/local/sbin", "/opt/homebrew/sbin"
 

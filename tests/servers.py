@@ -67,6 +67,12 @@ class Server:
         password = self.embedded.password
         return self._opened(redis.Redis("127.0.0.1", port, password=password, decode_responses=True))
 
+    def forbear(self):
+        """Has its nodes wait for each other longer than a busy machine stands still, so that none fails over."""
+        for port in self.embedded.ports if self.is_cluster else ():
+            with redis.Redis("127.0.0.1", port, password=self.embedded.password) as node:
+                node.config_set("cluster-node-timeout", 30_000)
+
     def close(self):
         while self.clients:
             self.clients.pop().close()

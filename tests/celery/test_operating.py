@@ -47,6 +47,7 @@ def test_messages_behind_a_flight_that_is_gone_are_found(flights, cluster, witho
     until(lambda: [found.name for found in orphans()] == [shown(flights).name])
     value = join.delay(flights.key).get(PATIENCE)
     assert second.get(PATIENCE) == value  # the next flight settles them
+    flights.until("settled")
     assert [event["id"] for event in flights.events("settled")] == [second.id]
     flights.open()
     assert first.get(PATIENCE, propagate=False)

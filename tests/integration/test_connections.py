@@ -26,7 +26,7 @@ from django_cluster_lock.connections.wire import IDLE_CHECK
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.exchange import carry
 from django_cluster_lock.names import SLOTS, keys_of
-from tests.records import disconnect, until
+from tests.records import disconnect
 from tests.servers import KINDS, redis7, valkey
 
 tokens = itertools.count()
@@ -44,7 +44,7 @@ class Client:
         self.topology = Topology(self.options.nodes, self.options.remap)
         self.prefix, self.asynchronous = prefix, asynchronous
 
-    def cycle(self, *names, within=10):
+    def cycle(self, *names, within=60):
         """Takes each lock and releases it; the fences."""
         now = time.monotonic()
         flows = [self.flow(keys_of(self.prefix, name), terms(within), now, now + within) for name in names]
@@ -87,6 +87,7 @@ def refused(client, *, within=10):
 
 
 NAMES = "abcdefgh"  # on all three primaries
+PATIENT = {"socket_timeout": 10, "socket_connect_timeout": 10}  # for handshakes on a busy machine
 
 
 def test_every_server(connect, server):
@@ -261,14 +262,15 @@ def serves_all_slots(server, port, certificates):
 
 
 def test_tls(connect, tls_port, certificates):
-    client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], ssl_ca_certs=str(certificates / "cert.pem"))
+    trust = {"ssl_ca_certs": str(certificates / "cert.pem")}
+    client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], **trust, **PATIENT)
     assert len(set(client.cycle(*NAMES))) == len(NAMES)
     assert client.topology.primaries() == [("127.0.0.1", tls_port)]
 
 
 def test_tls_answers_of_many_records(connect, tls_port, certificates):
-    trust = {"ssl_ca_certs": str(certificates / "cert.pem"), "socket_timeout": 10, "socket_connect_timeout": 10}
-    client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], **trust)
+    trust = {"ssl_ca_certs": str(certificates / "cert.pem")}
+    client = connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], **trust, **PATIENT)
     texts = [letter * 300_001 for letter in "abcdef"]
     requests = [[(b"ECHO", text.encode()) for text in texts[start::3]] for start in range(3)]
 
@@ -288,6 +290,7 @@ def test_tls_by_options_with_a_certificate_of_the_client(connect, tls_port, cert
         ssl_certfile=str(certificates / "cert.pem"),
         ssl_keyfile=str(certificates / "key.pem"),
         ssl_min_version=ssl.TLSVersion.TLSv1_2,
+        **PATIENT,
     )
     with administrator(tls_port, certificates) as server:
         server.config_set("tls-auth-clients", "yes")
@@ -298,23 +301,24 @@ def test_tls_by_options_with_a_certificate_of_the_client(connect, tls_port, cert
 
 
 def refused_for_its_certificate(client):
-    """Whether it is, once the machine has time for a handshake within the limit."""
-    return until(lambda: "CERTIFICATE_VERIFY_FAILED" in str(refused(client, within=0.5)[0]))
+    """Whether it is, within the first limit that leaves a busy machine the time for a handshake."""
+    return any("CERTIFICATE_VERIFY_FAILED" in str(refused(client, within=limit)[0]) for limit in (0.5, 3, 10))
 
 
 def test_tls_does_not_trust_a_strange_certificate(connect, tls_port):
-    assert refused_for_its_certificate(connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"]))
+    assert refused_for_its_certificate(connect([f"rediss://:s3cret@127.0.0.1:{tls_port}"], **PATIENT))
 
 
 def test_tls_checks_the_name(connect, tls_port, certificates):
-    client = connect([f"rediss://:s3cret@localhost:{tls_port}"], ssl_ca_certs=str(certificates / "cert.pem"))
+    trust = {"ssl_ca_certs": str(certificates / "cert.pem")}
+    client = connect([f"rediss://:s3cret@localhost:{tls_port}"], **trust, **PATIENT)
     assert refused_for_its_certificate(client)
 
 
 def test_tls_with_a_wrong_password_is_told_at_once(connect, tls_port, certificates):
-    client = connect([f"rediss://:wrong@127.0.0.1:{tls_port}"], ssl_ca_certs=str(certificates / "cert.pem"))
-    error, took = refused(client, within=60)
-    assert took < 10
+    trust = {"ssl_ca_certs": str(certificates / "cert.pem")}
+    error, took = refused(connect([f"rediss://:wrong@127.0.0.1:{tls_port}"], **trust, **PATIENT), within=60)
+    assert took < 20
     assert "invalid username-password pair" in str(error)
 
 

@@ -24,6 +24,9 @@ pytestmark = [
 ]
 
 
+NODE_TIMEOUT = {"cluster-node-timeout": "2000"}  # that of clusters that no fixture has made
+
+
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "state"
@@ -101,7 +104,6 @@ class TestUp:
             "appendonly": "no",
             "maxmemory-policy": "noeviction",
             "cluster-require-full-coverage": "no",
-            "cluster-node-timeout": "2000",
         }
         assert {name: node.config_get(name)[name] for name in settings} == settings
 
@@ -116,6 +118,8 @@ class TestUp:
         status = embedded.status(folder)
         assert status.ok
         assert [node.primary_port for node in status.nodes] == [None, cluster.ports[0], cluster.ports[0]]
+        with embedded._clients(cluster.password, cluster.ports) as clients:
+            assert [client.config_get("cluster-node-timeout") for client in clients] == [NODE_TIMEOUT] * 3
 
     def test_joins_what_runs(self, folder):
         assert standalone(folder) == standalone(folder)

@@ -146,7 +146,7 @@ async def test_cancelled_twice(record):
 
 
 async def test_timeouts_of_asyncio_give_the_place_back(record, actors):
-    assert actors().do(cache_lock("a"), "acquire")
+    assert actors().do(cache_lock("a", timeout=60), "acquire")
     for wait in (0.01, 0.2, SLICE + 0.1):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(wait):
@@ -221,7 +221,7 @@ def test_no_more_time_than_asked_for():
 def test_the_living_are_found_behind_many_dead(record, actors):
     """More dead waiters than one call steps over: the next ones go on."""
     keys, client = record.keys, record.client
-    holder, lock = actors(), cache_lock("a")
+    holder, lock = actors(), cache_lock("a", timeout=60)
     assert holder.do(lock, "acquire")
     for number in range(300):
         client.eval(scripts.ACQUIRE.text, 2, keys.record, keys.index, f"dead{number}", 1500, 600, "a", "", "", "", "")
