@@ -38,11 +38,17 @@ from django_cluster_lock import cache_lock
 sku = "A"
 """,
     "views.md": """
+from django.contrib.auth.models import User as Item
 from django.shortcuts import render
 from django.utils.decorators import method_decorator
 from django.views import View
 from rest_framework.decorators import api_view
 from rest_framework.views import APIView
+pk = 1
+def get_object_or_404(model, pk):
+    found = model(pk=pk)
+    found.refresh_from_db = lambda: None
+    return found
 """,
 }
 
