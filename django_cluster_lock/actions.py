@@ -1,7 +1,7 @@
 """What the exchange and those who carry out its actions say to each other."""
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -65,6 +65,36 @@ class Routes(Protocol):
     def learn(self, values: Sequence[object], asked: Node) -> bool: ...
 
 
+class Seats(Protocol):
+    """Where waiters sleep; see `connections.pool`."""
+
+    def leave(self, waiter: "Waiter") -> None: ...
+
+
+class Waiter:
+    """One wait for a lock, from its first sleep to its end."""
+
+    __slots__ = ("__weakref__", "seats")
+
+    def __init__(self) -> None:
+        self.seats: Seats | None = None
+
+    def leave(self) -> None:
+        """Give up the connection that was kept for its sleeps, if any was."""
+        if self.seats is not None:
+            self.seats.leave(self)
+            self.seats = None
+
+
+@dataclass(slots=True)
+class Block:
+    """A sleep before a call, on the same connection, that a push to this key ends; whose sleep it is, where known."""
+
+    key: bytes
+    seconds: float
+    waiter: Waiter | None = field(default=None, compare=False)
+
+
 @dataclass(slots=True)
 class Send:
     """Commands to write to a node in one go, whose answers are read back in order.
@@ -72,12 +102,16 @@ class Send:
     Args:
         blocks: how many seconds the server may hold the answers back on purpose.
         deadline: the monotonic time to stop at, if sooner than the socket timeout, but never within `BRIEFLY`.
+        reserved: whether it keeps or ends a lease: a connection is always there for that.
+        block: the sleep it begins with. Where no connection may sleep now, the answer is `Awake`, after some time.
     """
 
     node: Node
     commands: list[Command]
     blocks: float
     deadline: float
+    reserved: bool = False
+    block: Block | None = None
 
 
 class SendAll(NamedTuple):
@@ -92,7 +126,19 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Action: TypeAlias = Send | SendAll | Pause
+class Forget(NamedTuple):
+    """Close what connections to a node are idle: its name may stand for another server by now."""
+
+    node: Node
+
+
+class Retain(NamedTuple):
+    """Close what connections are idle to other nodes than these, which are those of the layout."""
+
+    nodes: frozenset[Node]
+
+
+Action: TypeAlias = Send | SendAll | Pause | Forget | Retain
 Actions: TypeAlias = Generator[Action, Any, T]
 
 
@@ -109,6 +155,12 @@ class Answer(NamedTuple):
 
     values: list[object]
     sent: float
+    now: float
+
+
+class Awake(NamedTuple):
+    """The answer to a `Send` that was to sleep and was not sent, since too many others sleep."""
+
     now: float
 
 

@@ -14,7 +14,9 @@ from django_cluster_lock.actions import (
     TRANSIENT,
     Actions,
     Answer,
+    Awake,
     Command,
+    Forget,
     NoAnswer,
     Node,
     Pause,
@@ -50,7 +52,7 @@ def carry(flow: Flow[T], routes: Routes) -> Actions[T]:
             error = raised
 
 
-def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = None) -> Actions[Reply]:
+def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | None = None) -> Actions[Reply]:
     """One call, carried through.
 
     Args:
@@ -85,7 +87,12 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | None = Non
                     assert course.node is not None
                     yield from update(routes, course.node, outcome.now)
                 return replied(outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)
+            if value.code == "READONLY" and course.node:
+                yield Forget(course.node)
             course.refused(value, outcome.now)
+        elif isinstance(outcome, Awake):
+            course.blocking, outcome = False, None
+            continue
         else:
             course.unheard(outcome)
         if course.layout_is_old:
@@ -130,7 +137,9 @@ class Course:
         commands.append(command(call, in_full=self.in_full))
         self.replica_check = ReplicaCheck((call,), self.routes, self.node, self.repeats)
         commands += self.replica_check.commands
-        return Send(self.node, commands, blocks + self.replica_check.blocks, call.deadline)
+        block = call.block if self.blocking else None
+        blocks += self.replica_check.blocks
+        return Send(self.node, commands, blocks, call.deadline, call.script.reserved, block)
 
     def repeat(self) -> None:
         """Do it again at once at the same node, which has more replicas than were waited for."""
@@ -294,7 +303,8 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
 
 def request_all(calls: Sequence[Call], node: Node, check: ReplicaCheck) -> Send:
     commands = [*map(command, calls), *check.commands]
-    return Send(node, commands, check.blocks, max(call.deadline for call in calls))
+    reserved = any(call.script.reserved for call in calls)
+    return Send(node, commands, check.blocks, max(call.deadline for call in calls), reserved)
 
 
 def command(call: Call, *, in_full: bool = False) -> Command:

@@ -2,7 +2,19 @@
 
 import math
 
-from django_cluster_lock.actions import BRIEFLY, Actions, Answer, Command, Learning, NoAnswer, Node, Pause, Routes, Send
+from django_cluster_lock.actions import (
+    BRIEFLY,
+    Actions,
+    Answer,
+    Command,
+    Learning,
+    NoAnswer,
+    Node,
+    Pause,
+    Retain,
+    Routes,
+    Send,
+)
 
 LAYOUT: list[Command] = [
     (b"CLUSTER", b"SLOTS"),
@@ -30,12 +42,14 @@ def update(routes: Routes, node: Node, now: float) -> Actions[None]:
 
 def learn_from(routes: Routes, node: Node) -> Actions[Answer | NoAnswer]:
     """Learn the layout from one node, and give its answer."""
-    outcome = yield from sent(Send(node, LAYOUT, 0, 0))
+    outcome = yield from sent(Send(node, LAYOUT, 0, 0, reserved=True))
     routes.learned_at = outcome.now
     if isinstance(outcome, NoAnswer):
         routes.suspect(node)
     elif not routes.learn(outcome.values, node):
         return NoAnswer("", outcome.now, outcome.sent)
+    else:
+        yield Retain(frozenset(routes.candidates()))
     return outcome
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from django_cluster_lock import scripts
+from django_cluster_lock.actions import Block, Waiter
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotReplicated, LockTimeout, LockUnavailable
 from django_cluster_lock.names import Keys
 from django_cluster_lock.scripts import Script
@@ -49,13 +50,6 @@ class Terms:
     def lasting(self, timeout: float) -> "Terms":
         """The same terms for another length."""
         return Terms(timeout, self.skew, self.replicas, self.owner, self.patience)
-
-
-class Block(NamedTuple):
-    """A sleep before the call, on the same connection, that a push to this key ends."""
-
-    key: bytes
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -140,6 +134,7 @@ def acquire(
     """
     unanswered = False
     deadline = until if blocking else now + terms.patience
+    waiter: Waiter | None = None
     try:
         call = attempt(keys, token, terms, now=now, deadline=deadline, queues=blocking)
         while True:
@@ -160,7 +155,8 @@ def acquire(
             if keep:
                 keep[:] = yield from keep_all(keep, terms)
             seconds = 0.0 if late else min(RECHECK, deadline - reply.now) if own else nap(reply, until, terms)
-            block = Block(keys.wake + token, seconds) if seconds else None
+            waiter = waiter or Waiter()
+            block = Block(keys.wake + token, seconds, waiter) if seconds else None
             call = attempt(keys, token, terms, now=reply.now, deadline=deadline, queues=blocking, block=block)
     except GeneratorExit:
         raise
@@ -169,6 +165,9 @@ def acquire(
         with suppress(LockError):
             yield give_up(keys, token, mark=mark)
         raise
+    finally:
+        if waiter:
+            waiter.leave()
     raise busy(keys, reply)
 
 

@@ -25,7 +25,8 @@ _PLAIN_OPTIONS = frozenset(
         "socket_keepalive_options",
     }
 )
-_OWN_OPTIONS = frozenset({"ssl", "address_remap"})
+_OWN_OPTIONS = frozenset({"ssl", "address_remap", "max_connections"})
+FEWEST_CONNECTIONS = 4  # one that sleeps, one that asks and one that is kept for releases, with one to spare
 _CACHE_BACKENDS = {"django.core.cache.backends.redis", "django_redis.cache"}
 
 
@@ -130,7 +131,7 @@ def cache_options(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = said.get("connection_class")
     if isinstance(kind, type) and issubclass(kind, SSLConnection):
         said["ssl"] = True
-    accepted = accepted_options()
+    accepted = accepted_options() - {"max_connections"}  # of the cache's own pool
     return {
         name: value
         for name, value in said.items()
@@ -173,6 +174,9 @@ def embedded_allowed() -> bool:
 def fault(arguments: Mapping[str, Any]) -> str:
     """What is wrong with the arguments of connections, in words; nothing is opened to find out."""
     rest = dict(arguments)
+    most = rest.pop("max_connections", FEWEST_CONNECTIONS)
+    if type(most) is not int or most < FEWEST_CONNECTIONS:
+        return f"max_connections is {most!r}, not a whole number of {FEWEST_CONNECTIONS} or more"
     return _remap_fault(rest.pop("address_remap", None)) or _connection_fault(rest.pop("ssl"), rest)
 
 

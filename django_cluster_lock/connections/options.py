@@ -21,6 +21,7 @@ from django_cluster_lock.connections.topology import Remap
 
 C = TypeVar("C", AbstractConnection, AsyncConnection)
 DEFAULTS: Mapping[str, Any] = {"socket_timeout": 2.0, "socket_connect_timeout": 1.0, "socket_keepalive": True}
+MAX_CONNECTIONS = 64  # to a node, of a process
 FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 # What the embedded cluster has of its own, so that options meant for production do not keep it from being used.
 EMBEDDED_HAS = ("username", "password", "credential_provider", "address_remap", "ssl")
@@ -28,13 +29,14 @@ EMBEDDED_HAS = ("username", "password", "credential_provider", "address_remap", 
 
 @dataclass(frozen=True)
 class ConnectionOptions:
-    """Where to connect and how; times in seconds."""
+    """Where to connect and how; times in seconds. ``max_connections`` is for each node, process and event loop."""
 
     nodes: tuple[Node, ...]
     kwargs: Mapping[str, Any]
     tls: bool
     socket_timeout: float
     remap: Remap | None
+    max_connections: int = MAX_CONNECTIONS
 
     def connection(self, node: Node, timeout: float) -> AbstractConnection:
         """A blocking connection to a node, not yet open, whose opening may take that long."""
@@ -80,6 +82,7 @@ def connection_options(settings: AliasSettings) -> ConnectionOptions:
             raise ImproperlyConfigured(
                 f"CLUSTER_LOCKS[{settings.alias!r}]: {name} is {arguments[name]!r}, but there is no such file."
             )
+    most = arguments.pop("max_connections", MAX_CONNECTIONS)
     # The second protocol version has plain arrays for answers, and no messages between them.
     kwargs = {**DEFAULTS, **arguments, "protocol": 2}
-    return ConnectionOptions(nodes, kwargs, tls, kwargs["socket_timeout"], cast("Remap | None", remap))
+    return ConnectionOptions(nodes, kwargs, tls, kwargs["socket_timeout"], cast("Remap | None", remap), most)

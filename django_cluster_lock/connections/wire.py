@@ -9,8 +9,8 @@ from redis.exceptions import AuthenticationError, AuthorizationError, InvalidRes
 from django_cluster_lock.actions import BRIEFLY, Answer, Command, NoAnswer, Refusal, Send
 
 CHUNK = 65536  # more than a record of TLS holds: of one read in part, a selector does not see the rest
-IDLE_CHECK = 1.0  # seconds of idleness after which a pooled connection is looked at before it is used
 FAILURES = (OSError, RedisError)
+NONE_CAME = "all connections to it are in use, as many as max_connections allows"
 _NOTHING = object()
 
 
@@ -26,12 +26,18 @@ class Inbox:
         self._reader.feed(data)
 
     def take(self, values: list[object], count: int) -> bool:
-        """Adds the answers that are complete; whether there are that many now."""
-        while len(values) < count:
+        """Add the answers that are complete; return whether there are that many now.
+
+        Raises:
+            redis.exceptions.InvalidResponse: there are more, and so it is not known which answers what.
+        """
+        for _ in range(count - len(values)):
             value = self._reader.gets()
             if value is _NOTHING:
                 return False
             values.append(value)
+        if self._reader.has_data():
+            raise InvalidResponse("it gave more answers than it was asked for")
         return True
 
 
@@ -42,7 +48,15 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 def patience(send: Send, now: float, socket_timeout: float) -> float:
     """How many seconds to wait for the answers to a request."""
-    return send.blocks + min(socket_timeout, max(send.deadline - now - send.blocks, BRIEFLY))
+    left = send.deadline - now - send.blocks
+    if left > socket_timeout:
+        return send.blocks + socket_timeout
+    return send.blocks + min(socket_timeout, max(left, BRIEFLY))
+
+
+def wait_for_one(send: Send, now: float, socket_timeout: float) -> float:
+    """Return how many seconds to wait for a connection that none comes back to."""
+    return min(socket_timeout, max(send.deadline - now, BRIEFLY))
 
 
 def failed(send: Send, error: Exception, sent: float | None) -> NoAnswer:

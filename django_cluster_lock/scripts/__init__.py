@@ -13,19 +13,25 @@ from importlib import resources
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One script: its text, the digest Redis knows it by, and how many keys it declares."""
+    """One script: its text, the digest Redis knows it by, and how many keys it declares.
+
+    It is `reserved` if it keeps or ends a lease: a connection is always there for that.
+    """
 
     name: str
     key_count: int
     text: bytes
     sha: bytes
+    reserved: bool = False
 
 
-def _load(name: str, key_count: int, *shared: str, after: Sequence[str] = (), before: bytes = b"") -> Script:
+def _load(
+    name: str, key_count: int, *shared: str, after: Sequence[str] = (), before: bytes = b"", reserved: bool = False
+) -> Script:
     folder = resources.files(__name__)
     parts = (folder.joinpath(f"{part}.lua").read_bytes() for part in ("common", *shared, name, *after))
     text = before + b"\n".join(parts)
-    return Script(name, key_count, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+    return Script(name, key_count, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode(), reserved)
 
 
 @lru_cache(maxsize=256)
@@ -38,16 +44,16 @@ def guarded(script: str) -> Script:
 
 
 ACQUIRE = _load("acquire", 2)
-ATTACH = _load("attach", 1)
-RENEW = _load("renew", 1)
-RELEASE = _load("release", 1, "handing")
+ATTACH = _load("attach", 1, reserved=True)
+RENEW = _load("renew", 1, reserved=True)
+RELEASE = _load("release", 1, "handing", reserved=True)
 SWEEP = _load("sweep", 2)
 LOOK = _load("look", 1)
 
 # Of single flight. Their further keys are the outbox's. What a claim without a message has no use for comes last.
 CLAIM = _load("claim", 2, "places", after=("outbox", "park"))
 START = _load("start", 2, "places", "outbox")
-LAND = _load("land", 2, "handing", "places", "outbox")
+LAND = _load("land", 2, "handing", "places", "outbox", reserved=True)
 DRAIN = _load("drain", 2, "places", "outbox")
 CONFIRM = _load("confirm", 2, "places", "outbox")
 ENDED = _load("ended", 1)

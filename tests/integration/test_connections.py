@@ -23,7 +23,6 @@ from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.options import connection_options
 from django_cluster_lock.connections.sync import Connections
 from django_cluster_lock.connections.topology import Topology
-from django_cluster_lock.connections.wire import IDLE_CHECK
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.exchange import carry
 from django_cluster_lock.names import SLOTS, keys_of
@@ -140,7 +139,7 @@ def test_one_that_broke_while_nobody_used_it_is_not_used(connect, cluster, recor
         taking = protocol.acquire(record.keys, b"token", terms(10), now=now, until=now + 10, blocking=False)
         grant = yield from carry(taking, client.topology)
         disconnect(record.client, prefix)
-        yield Pause(IDLE_CHECK)
+        yield Pause(0.01)
         return (yield from carry(protocol.ask(protocol.renewal(grant, terms(10))), client.topology))  # sent once
 
     (reply,) = client.run([renewed_later()])

@@ -355,6 +355,16 @@ def test_E021_in_a_cache(faults, settings):
                 "options."
             ),
         ),
+        *(
+            (
+                {"max_connections": most},
+                (
+                    f"has connection options that cannot be used: max_connections is {most!r}, not a whole number of "
+                    "4 or more."
+                ),
+            )
+            for most in (3, "64", None, True, 64.0)
+        ),
         (
             {"client_name": ["shop"]},
             "has connection options that cannot be used: client_name is of type list, not a string.",

@@ -6,7 +6,7 @@ import pytest
 
 from django_cluster_lock import exchange, layout, scripts
 from django_cluster_lock.acknowledgement import INFO, ROLE
-from django_cluster_lock.actions import BRIEFLY, Answer, NoAnswer, Pause, Refusal, Send, SendAll
+from django_cluster_lock.actions import BRIEFLY, Answer, Forget, NoAnswer, Pause, Refusal, Retain, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.layout import LAYOUT, LEARNING_TAKES
@@ -62,6 +62,7 @@ class Cluster:
         replicas: which replicas are connected to each node, by the last part of their address.
         role: what nodes answer to ROLE, if not that.
         asked: all requests but those for the layout, of scripts and of replicas.
+        closed: what idle connections were to be closed.
     """
 
     def __init__(self, *answers, layout=TOLD, known=True):
@@ -75,6 +76,7 @@ class Cluster:
         self.replicas = {A: [4], B: [5], C: [6]}
         self.role = None
         self.asked, self.info = [], {}
+        self.closed = []
 
     def carry(self, call):
         flow = (
@@ -96,6 +98,9 @@ class Cluster:
             self.pauses.append(action.seconds)
             self.now += action.seconds
             return self.now
+        if isinstance(action, Forget | Retain):
+            self.closed.append(action)
+            return None
         if isinstance(action, SendAll):
             return [self.perform(send) for send in action.sends]
         started, self.now = self.now, self.now + STEP
@@ -397,7 +402,8 @@ class Crowd:
         self.actions = [next(flow) for flow in self.flows]
 
     def go_on(self, place):
-        self.actions[place] = self.flows[place].send(self.cluster.perform(self.actions[place]))
+        action = self.flows[place].send(self.cluster.perform(self.actions[place]))
+        self.actions[place] = self.flows[place].send(None) if isinstance(action, Retain) else action
 
     def asks(self, place):
         action = self.actions[place]

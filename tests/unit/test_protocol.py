@@ -128,7 +128,7 @@ def test_a_wait_sleeps_a_slice_and_asks_again():
     played = acquiring(queued(first=0, now=1.0), own())
     first, second = played.steps[:2]
     assert first.block is None
-    assert second.block == (LOCK.wake + b"T", 3.0), "a third of the timeout"
+    assert second.block == Block(LOCK.wake + b"T", 3.0), "a third of the timeout"
     assert second.args == first.args
     assert played.result.token == b"T"
 
