@@ -69,7 +69,7 @@ def manage(settings, tmp_path):
             input=typed,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
 
     return manage
