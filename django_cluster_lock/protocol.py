@@ -318,12 +318,15 @@ def attach_all(
     deadline = now + terms.patience
     tried = {(keys, mint()): True for keys, _ in locks}  # and whether a request for it may yet arrive
     try:
-        replies: Replies = yield Batch(
-            [
-                Call(keys, scripts.ATTACH, (old, new, terms.ttl, *terms.owner), deadline, replicas=terms.replicas)
-                for (keys, old), (_, new) in zip(locks, tried, strict=True)
-            ]
-        )
+        calls = [
+            Call(keys, scripts.ATTACH, (old, new, terms.ttl, *terms.owner), deadline, replicas=terms.replicas)
+            for (keys, old), (_, new) in zip(locks, tried, strict=True)
+        ]
+        replies: Replies = yield Batch(calls)
+        for place, (call, reply) in enumerate(zip(calls, replies, strict=True)):
+            if isinstance(reply, Reply) and reply.status == b"own" and not is_acknowledged(reply):
+                again = replies[place] = yield from ask_until_acknowledged(call)
+                again.unanswered |= reply.unanswered
         tried = {lock: getattr(reply, "unanswered", True) for lock, reply in zip(tried, replies, strict=True)}
         grants = []
         for (keys, token), reply in zip(tried, replies, strict=True):

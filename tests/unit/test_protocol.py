@@ -417,6 +417,23 @@ def test_all_where_a_replica_comes_back():
     assert [grant.keys for grant in played.result] == [LOCK, OTHER, THIRD]
 
 
+def attaching(*answers):
+    tokens = iter([b"1", b"2"])
+    return Played(protocol.attach_all([(LOCK, b"x"), (OTHER, b"y")], lambda: next(tokens), TERMS, now=0.0), *answers)
+
+
+def test_attaching_waits_for_a_replica_that_is_away_for_a_while():
+    played = attaching([own(1), own(2, acks=0)], own(2, acks=0, sent=0.2, now=0.3), own(2, sent=0.4, now=0.5))
+    assert [(grant.token, grant.valid_until) for grant in played.result] == [(b"1", 9.0), (b"2", 9.4)]
+    assert played.cancels == []
+
+
+def test_attaching_takes_back_what_too_few_replicas_have():
+    played = attaching([own(1), own(2, acks=0)], own(2, acks=0, sent=1.9, now=2.0), [said(b"released")] * 2)
+    assert type(played.error) is LockNotReplicated
+    assert sorted(played.cancels) == [(b"1", b"0"), (b"2", b"0")]
+
+
 def test_all_or_none_where_one_held_is_lost():
     played = acquiring_all(
         [own(1), busy()],
