@@ -8,6 +8,7 @@ among them, all that are connected have to acknowledge, or the offsets show that
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django_cluster_lock.actions import (
@@ -55,28 +56,45 @@ class ReplicaCheck:
     """What one request to a node asks about its replicas, after the calls themselves.
 
     Args:
-        calls: what is asked of the node in this request.
+        replicas: how many have to acknowledge it; None for all members of the shard.
+        within: seconds to wait for them.
         repeats: how often it was repeated because more replicas had to be waited for.
     """
 
-    def __init__(self, calls: Sequence[Call], routes: Routes, node: Node, repeats: int = 0) -> None:
-        self._routes, self._node, self._repeats = routes, node, repeats
-        self._asking = [call for call in calls if call.replicas != 0]
-        self.commands: list[Command] = []
-        self.blocks = 0.0
-        self._waits_for = 0
-        if not self._asking:
-            return
-        if needed := self._needed():
-            self._waits_for = needed + routes.foreign(node)
-            self.blocks = max(call.acknowledged_within for call in self._asking)
-            self.commands.append((b"WAIT", b"%d" % self._waits_for, b"%d" % max(self.blocks * 1000, 1)))
-        self.commands.append(ROLE if routes.lists_roles else INFO)
+    __slots__ = ("_node", "_repeats", "_replicas", "_routes", "_waits_for", "blocks", "commands")
+
+    def __init__(self, replicas: int | None, within: float, routes: Routes, node: Node, repeats: int = 0) -> None:
+        self._replicas, self._routes, self._node, self._repeats = replicas, routes, node, repeats
+        self.blocks, self._waits_for = 0.0, self._needed()
+        lists = ROLE if routes.lists_roles else INFO
+        if self._waits_for:
+            self._waits_for += routes.foreign(node)
+            self.blocks = within
+            self.commands: tuple[Command, ...] = (_wait(self._waits_for, within), lists)
+        else:
+            self.commands = (lists,)
+
+    def settled(self, answer: Answer) -> Acknowledged | None:
+        """Return who acknowledged in the ordinary case, where all are members and have; None in any other."""
+        waits_for, told = self._waits_for, answer.values[-1]
+        if not waits_for or type(told) is not list or len(told) != 3 or told[0] != b"master":
+            return None
+        acks = answer.values[-2]
+        if type(acks) is not int or acks < waits_for:
+            return None
+        try:
+            listed = tuple([(host, port) for host, port, _ in told[2]])
+        except (TypeError, ValueError):
+            return None
+        verdict = self._routes.verdict(self._node, listed)
+        if verdict is None or verdict.foreign or verdict.members < waits_for:
+            return None
+        if self._replicas is None and self._routes.required(self._node) != waits_for:
+            return None
+        return Acknowledged(waits_for, waits_for)
 
     def settle(self, answer: Answer) -> Actions[Acknowledged | None]:
         """Return who acknowledged, by the answers to `commands`, which come last; None to repeat the request."""
-        if not self._asking:
-            return NOT_ASKED
         replicas = read_replicas(answer.values[-1])
         if replicas is None:
             return self._refused(answer.values[-1])
@@ -99,9 +117,10 @@ class ReplicaCheck:
         return Acknowledged(by, needed, self._objection(acks, replicas.addresses))
 
     def _needed(self) -> int:
+        if self._replicas is not None:
+            return self._replicas
         required = self._routes.required(self._node)
-        members = self._routes.most_required() if required is None else required
-        return max(members if call.replicas is None else call.replicas for call in self._asking)
+        return self._routes.most_required() if required is None else required
 
     def _refused(self, told: object) -> Acknowledged | None:
         if isinstance(told, Refusal) and self._routes.lists_roles and told.code in {"NOPERM", "ERR"}:
@@ -115,6 +134,21 @@ class ReplicaCheck:
             return str(acks)
         missing = ", ".join(f"{member.node[0]}:{member.node[1]}" for member in self._routes.missing(self._node, listed))
         return f"not connected: {missing}" if missing else ""
+
+
+@lru_cache(maxsize=64)
+def _wait(replicas: int, seconds: float) -> Command:
+    return b"WAIT", b"%d" % replicas, b"%d" % max(seconds * 1000, 1)
+
+
+def check_replicas(calls: Sequence[Call], routes: Routes, node: Node, repeats: int = 0) -> ReplicaCheck | None:
+    """Return the check that serves several calls in one request; None where none asks for acknowledgement."""
+    asking = [call for call in calls if call.replicas != 0]
+    if not asking:
+        return None
+    numbers = [call.replicas for call in asking if call.replicas is not None]
+    replicas = max(numbers) if len(numbers) == len(asking) else None
+    return ReplicaCheck(replicas, max(call.acknowledged_within for call in asking), routes, node, repeats)
 
 
 def count(verdict: Verdict, replicas: Replicas, acks: int) -> int:

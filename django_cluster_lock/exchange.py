@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
-from django_cluster_lock.acknowledgement import NOT_ASKED, Acknowledged, ReplicaCheck
+from django_cluster_lock.acknowledgement import NOT_ASKED, Acknowledged, ReplicaCheck, check_replicas
 from django_cluster_lock.actions import (
     TRANSIENT,
     Actions,
@@ -76,7 +76,10 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
         if isinstance(outcome, Answer):
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
-                acknowledged = yield from course.replica_check.settle(outcome)
+                check = course.replica_check
+                acknowledged = NOT_ASKED if check is None else check.settled(outcome)
+                if acknowledged is None and check:
+                    acknowledged = yield from check.settle(outcome)
                 if acknowledged is None:
                     course.repeat()
                     outcome = None
@@ -109,7 +112,7 @@ class Course:
     asking = in_full = layout_is_old = unanswered = False
     skips = 0  # how many answers come before the script's
     repeats = 0  # for the sake of replicas that were not waited for
-    replica_check: ReplicaCheck
+    replica_check: ReplicaCheck | None = None
     first_sent: float | None = None
     pause = 0.0
     _next: Node | None = None
@@ -135,10 +138,12 @@ class Course:
             commands.append((b"ASKING",))
         self.skips = len(commands)
         commands.append(command(call, in_full=self.in_full))
-        self.replica_check = ReplicaCheck((call,), self.routes, self.node, self.repeats)
-        commands += self.replica_check.commands
+        if call.replicas != 0:
+            check = ReplicaCheck(call.replicas, call.acknowledged_within, self.routes, self.node, self.repeats)
+            self.replica_check = check
+            commands += check.commands
+            blocks += check.blocks
         block = call.block if self.blocking else None
-        blocks += self.replica_check.blocks
         return Send(self.node, commands, blocks, call.deadline, call.script.reserved, block)
 
     def repeat(self) -> None:
@@ -249,18 +254,18 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
     by_node: dict[Node | None, list[int]] = defaultdict(list)
     for position, call in enumerate(batch.calls):
         by_node[routes.primary(call.keys.slot)].append(position)
-    sends, checks = dict[Node, Send](), dict[Node | None, ReplicaCheck]()
+    sends, checks = dict[Node, Send](), dict[Node | None, ReplicaCheck | None]()
     for node, positions in by_node.items():
         if node is not None:
             calls = [batch.calls[position] for position in positions]
-            check = checks[node] = ReplicaCheck(calls, routes, node, repeats)
+            check = checks[node] = check_replicas(calls, routes, node, repeats)
             sends[node] = request_all(calls, node, check)
     outcomes: list[Answer | NoAnswer] = yield SendAll(list(sends.values()))
     answered: dict[Node | None, Answer | NoAnswer] = dict(zip(sends, outcomes, strict=True))
     acknowledged: dict[Node | None, Acknowledged | None] = {}
     for node, outcome in answered.items():
         if isinstance(outcome, Answer):
-            acknowledged[node] = yield from checks[node].settle(outcome)
+            acknowledged[node] = NOT_ASKED if (check := checks[node]) is None else (yield from check.settle(outcome))
     for node, outcome in answered.items():
         if isinstance(outcome, NoAnswer) and node is not None:
             routes.suspect(node)
@@ -301,10 +306,10 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
     return [results[position] for position in range(len(batch.calls))]
 
 
-def request_all(calls: Sequence[Call], node: Node, check: ReplicaCheck) -> Send:
-    commands = [*map(command, calls), *check.commands]
+def request_all(calls: Sequence[Call], node: Node, check: ReplicaCheck | None) -> Send:
+    commands, blocks = [*map(command, calls), *(check.commands if check else ())], check.blocks if check else 0.0
     reserved = any(call.script.reserved for call in calls)
-    return Send(node, commands, check.blocks, max(call.deadline for call in calls), reserved)
+    return Send(node, commands, blocks, max(call.deadline for call in calls), reserved)
 
 
 def command(call: Call, *, in_full: bool = False) -> Command:
