@@ -29,8 +29,8 @@ MARKS = "_non_atomic_requests"  # where Django looks up for which databases a vi
 class Kept:
     """Leases that stay until the transactions which were open when their holder left have ended.
 
-    Django has a hook for a commit, none for a rollback. But it drops what `on_commit` registered when the transaction,
-    or the savepoint it was registered in, ends either way. So nothing else refers to this, unless a lock of the same
+    Django has a hook for a commit, none for a rollback. But it drops what `on_commit` registered when the transaction
+    ends either way. So nothing else refers to this, unless a lock of the same
     name takes the lease over for a while: the last reference that goes frees the leases.
     """
 
@@ -110,8 +110,11 @@ def _register(connection: BaseDatabaseWrapper, kept: Kept) -> None:
     blocks = cast("list[object]", connection.atomic_blocks)
     if not _from_testcase(blocks[0]):
         connection.on_commit(kept)
-        # The first to be called and dropped: if another's raises, the rest lives as long as the exception does.
-        connection.run_on_commit.insert(0, connection.run_on_commit.pop())
+        # As if it were registered outside all savepoints, since Django drops the hooks of one that is rolled back. And
+        # the first to be called and dropped: if another's raises, the rest lives as long as the exception does.
+        hooks = cast("list[tuple[Any, ...]]", connection.run_on_commit)
+        _, *hook = hooks.pop()
+        hooks.insert(0, (set(), *hook))
         return
     # Here no commit will come: the end of the outermost block of the code under test stands for it.
     outermost = next(place for place, block in enumerate(blocks) if not _from_testcase(block))

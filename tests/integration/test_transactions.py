@@ -581,10 +581,48 @@ def roll_back_savepoint(work):
         raise ZeroDivisionError
 
 
-def test_a_savepoint_that_is_rolled_back_frees_it(databases):
+def test_a_savepoint_that_is_rolled_back_keeps_it(databases):
+    """What was read under the lock may be written by the transaction that goes on."""
     with transaction.atomic():
         roll_back_savepoint(use)
-        assert is_free()
+        assert not is_free()
+        roll_back_savepoint(lambda: roll_back_savepoint(use))
+        assert not is_free()
+        use()
+        assert not is_free()
+    assert is_free()
+
+
+def test_a_savepoint_that_is_rolled_back_keeps_it_for_a_transaction_that_is_rolled_back(databases):
+    def work():
+        roll_back_savepoint(use)
+        assert not is_free()
+
+    roll_back_savepoint(work)
+    assert is_free()
+
+
+def test_a_savepoint_of_one_database_keeps_it_for_the_transactions_of_all(databases):
+    with transaction.atomic(using="other"):
+        with transaction.atomic():
+            roll_back_savepoint(use)
+        assert not is_free()
+        with suppress(ZeroDivisionError), transaction.atomic(using="other"):
+            raise ZeroDivisionError
+        assert not is_free()
+    assert is_free()
+
+
+def test_without_a_savepoint_it_stays_likewise(databases):
+    def work():
+        with suppress(ZeroDivisionError), transaction.atomic(savepoint=False):
+            use()
+            raise ZeroDivisionError
+        assert not is_free()
+
+    with suppress(transaction.TransactionManagementError), transaction.atomic():
+        work()
+    assert is_free()
 
 
 def test_a_savepoint_that_is_rolled_back_leaves_what_the_transaction_needs(databases):
