@@ -14,7 +14,7 @@ from tests.faults.contestants import contestants_on
 from tests.faults.crew import HERE, THERE, Crew, Post
 from tests.faults.database import commits, database
 from tests.faults.history import History
-from tests.faults.layouts import Layout
+from tests.faults.layouts import ONE, Layout
 from tests.faults.namespace import Links
 from tests.faults.nodes import Nodes, Pair, home_of, slot_of, until
 from tests.faults.proxy import Proxy
@@ -22,7 +22,7 @@ from tests.faults.world import Harm, World
 
 SKEW = 0.5
 WARM_UP, COOL_DOWN = 1.0, 3.0  # seconds without faults, after all have begun
-LOCKS = {"exclusive": 10, "queue": 1, "keep": 12, "register": 3}  # of each of three shards, by workload
+LOCKS = {"exclusive": 10, "queue": 1, "keep": 12, "register": 6}  # of each of three shards, by workload
 FULL_CREW = (
     Post("auto", "exclusive"),
     Post("auto", "exclusive"),
@@ -58,9 +58,8 @@ class Run:
 
 def crew_on(layout, *, small=False):
     """Who works there: on locks of one contestant alone, and on the register with all of them."""
-    registrars = (
-        Post(name, "register", source, threads=3) for name in contestants_on(layout) for source in (HERE, THERE)
-    )
+    sources = (HERE,) if small and layout is not ONE else (HERE, THERE)
+    registrars = (Post(name, "register", source, threads=6) for name in contestants_on(layout) for source in sources)
     crew = (*(SMALL_CREW if small else FULL_CREW), *registrars)
     return [replace(post, threads=post.threads * 3 // layout.shards) for post in crew]
 
