@@ -164,8 +164,13 @@ def count(verdict: Verdict, replicas: Replicas, acks: int) -> int:
     if acks >= len(replicas.addresses):
         return verdict.members
     # What the primary has written by now lies behind the write in question: who has that, has this.
-    reached = dict(zip(replicas.addresses, replicas.offsets, strict=True))
-    return sum(reached[address] >= replicas.written for address in verdict.known)
+    # A replica that has connected anew may be listed twice for a while: its later connection counts.
+    reached = {
+        address
+        for address, offset in zip(replicas.addresses, replicas.offsets, strict=True)
+        if offset >= replicas.written
+    }
+    return min(len(verdict.known & reached), verdict.members)
 
 
 def identify(routes: Routes, node: Node, listed: tuple[Address, ...]) -> Actions[Verdict]:

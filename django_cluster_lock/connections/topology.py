@@ -76,11 +76,10 @@ class Topology:
         if verdict:
             return verdict
         if self.is_cluster:
-            members = self._members.get(node, ())
-            known = frozenset(address for address in listed if any(address in member.addresses for member in members))
-            if len(known) < len(listed):
+            members, known = self._matched(node, listed)
+            if len(known) < len(frozenset(listed)):
                 return None
-            verdict = Verdict(len(known), 0, known)
+            verdict = Verdict(members, 0, known)
         else:
             # Nothing tells who belongs to it. What was once connected may be promoted later, so that it counts on.
             self._most_connected = max(self._most_connected, len(listed))
@@ -94,12 +93,17 @@ class Topology:
 
     def identify(self, node: Node, listed: tuple[Address, ...], present: int) -> Verdict:
         """Settle who the replicas listed are: ``present`` members are among those whose addresses are not known."""
-        members = self._members.get(node, ())
-        known = frozenset(address for address in listed if any(address in member.addresses for member in members))
-        unknown = len(listed) - len(known)
+        members, known = self._matched(node, listed)
+        unknown = len(frozenset(listed)) - len(known)
         if present >= unknown:  # each of them is a member that is connected by another address
-            return self._keep_verdict(node, listed, Verdict(len(listed), 0, frozenset(listed)))
-        return self._keep_verdict(node, listed, Verdict(len(known) + present, unknown - present, known))
+            return self._keep_verdict(node, listed, Verdict(members + unknown, 0, frozenset(listed)))
+        return self._keep_verdict(node, listed, Verdict(members + present, unknown - present, known))
+
+    def _matched(self, node: Node, listed: tuple[Address, ...]) -> tuple[int, frozenset[Address]]:
+        """Return how many members some of the addresses belong to, and which addresses those are."""
+        addresses = frozenset(listed)
+        matches = [member.addresses & addresses for member in self._members.get(node, ())]
+        return sum(map(bool, matches)), frozenset().union(*matches)
 
     def _keep_verdict(self, node: Node, listed: tuple[Address, ...], verdict: Verdict) -> Verdict:
         self._verdicts[node, listed] = verdict
@@ -202,8 +206,7 @@ class Topology:
         )
 
     def _replace_members(self, members: dict[Node, tuple[Member, ...]]) -> None:
-        if members != self._members:
-            self._members, self._verdicts = members, {}
+        self._members, self._verdicts = members, {}  # who could not be identified is asked anew
 
     def _address(self, host: str, port: int) -> Node:
         return self._remap((host, port)) if self._remap else (host, port)

@@ -282,6 +282,13 @@ class TestForeign:
         cluster.role = role(4, 9, behind=[behind])
         assert acknowledged(cluster) == (acks, 1)
 
+    def test_a_member_that_is_listed_twice_is_one(self):
+        """It has connected anew, and its primary has not noticed yet that the earlier connection is gone."""
+        layout = shard(IS_PRIMARY, FOLLOWS, IS_DOWN)
+        cluster = learned([OWN, 2], layout=layout)
+        cluster.replicas[A] = [4, 4]
+        assert acknowledged(cluster) == (1, 2)
+
     @pytest.mark.parametrize(("number", "acks"), [(1, 0), (2, 1)])
     def test_a_number_that_users_choose_counts_members_as_far_as_there_are_any(self, number, acks):
         cluster = Cluster([OWN, 1])
