@@ -1,10 +1,13 @@
 """What the exchange and those who carry out its actions say to each other."""
 
+import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
+# The error of a script's command, which stands within that of the script before Redis 7.
+_OF_COMMAND = re.compile(r"@user_script: \d+: -?([A-Z]+) ")
 Node: TypeAlias = tuple[str, int]
 Address: TypeAlias = tuple[bytes, bytes]  # host and port, as a primary tells them of its replicas
 Command: TypeAlias = tuple[bytes, ...]
@@ -147,7 +150,9 @@ class Refusal(Exception):
 
     @property
     def code(self) -> str:
-        return str(self).partition(" ")[0]
+        text = str(self)
+        of_command = _OF_COMMAND.search(text) if text.startswith("ERR Error running script") else None
+        return of_command[1] if of_command else text.partition(" ")[0]
 
 
 class Answer(NamedTuple):

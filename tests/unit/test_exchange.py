@@ -455,6 +455,19 @@ def test_who_waits_for_the_layout_does_so_within_its_time():
     assert crowd.cluster.now < 1000 + BRIEFLY + 0.2
 
 
+def test_what_is_connected_to_a_read_only_node_is_closed():
+    """Its name may stand for another server by now."""
+    cluster = Cluster([Refusal("READONLY You can't write against a read only replica."), 0], [OWN, 1])
+    assert cluster.carry(calling()).status == b"own"
+    assert Forget(A) in cluster.closed
+
+
+def test_connections_to_nodes_that_are_no_longer_in_the_layout_are_closed():
+    cluster = Cluster([OWN, 1], known=False)
+    cluster.carry(calling())
+    assert cluster.closed == [Retain(frozenset([A, B]))]
+
+
 def test_no_node_tells_the_layout():
     cluster = Cluster([OWN, 1], known=False, layout={})
     with pytest.raises(LockUnavailable, match="silent") as caught:
