@@ -123,8 +123,9 @@ class ReplicaCheck:
         return self._routes.most_required() if required is None else required
 
     def _refused(self, told: object) -> Acknowledged | None:
-        if isinstance(told, Refusal) and self._routes.lists_roles and told.code in {"NOPERM", "ERR"}:
-            self._routes.lists_roles = False  # a server that keeps ROLE from its users still has INFO
+        denied = isinstance(told, Refusal) and told.code in {"NOPERM", "ERR"}
+        if self._routes.lists_roles and (denied or (isinstance(told, list) and told[:1] == [b"master"])):
+            self._routes.lists_roles = False  # kept from its users, or told in a form of the server's own: INFO is not
             return None
         objection = str(told) if isinstance(told, Refusal) else "the node is no primary any more"
         return Acknowledged(0, max(self._needed(), 1), objection)

@@ -20,7 +20,7 @@ LAYOUT: list[Command] = [
     (b"CLUSTER", b"SLOTS"),
     (b"CLUSTER", b"NODES"),
     (b"CLUSTER", b"SHARDS"),
-    (b"INFO", b"replication"),
+    (b"INFO",),
 ]
 # Seconds in which the layout is not asked for again, after which it is if replicas are missing, and in any case.
 LAYOUT_KEEPS, LAYOUT_DOUBTED, LAYOUT_LASTS = 0.1, 1.0, 30.0

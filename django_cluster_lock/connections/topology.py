@@ -147,7 +147,7 @@ class Topology:
     def learn(self, values: Sequence[object], asked: Node) -> bool:
         """Take over what a node tells; return False if it tells nothing of use."""
         slots, nodes, shards, info = values
-        alone = isinstance(slots, Refusal) and any(told in str(slots).lower() for told in NO_CLUSTER)
+        alone = isinstance(slots, Refusal) and _is_no_cluster(slots, info)
         if alone and len(self.startup) > 1:
             self.refused = f"{asked[0]}:{asked[1]} is in no cluster: of such servers, LOCATION may name one alone"
             return False
@@ -212,11 +212,18 @@ class Topology:
         return self._remap((host, port)) if self._remap else (host, port)
 
 
+def _is_no_cluster(refusal: Refusal, info: object) -> bool:
+    """Return whether a server that refuses CLUSTER is none of a cluster, and does not just keep it from its users."""
+    told = info.splitlines() if isinstance(info, bytes) else ()
+    return b"cluster_enabled:0" in told or any(text in str(refusal).lower() for text in NO_CLUSTER)
+
+
 def _owner(slots: Any, slot: int) -> str:
     """Return the id of the primary that serves a slot, or nothing."""
     return next((told[2].decode() for start, end, told, *_ in slots if start <= slot <= end), "")
 
 
 def _connected_replicas(info: str) -> int:
+    """Return how many replicas a server tells of; a service that does not tell has none to promote that is known."""
     counts = [int(line.partition(":")[2]) for line in info.splitlines() if line.startswith("connected_slaves:")]
-    return counts[0]
+    return max(counts, default=0)

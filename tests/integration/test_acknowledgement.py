@@ -211,3 +211,13 @@ def test_a_user_without_the_right_to_role(start, use, prefix):
     assert is_to_be_had()
     with stopped(server, replica):
         assert "0 of 1 replicas" in refusal()
+
+
+def test_a_server_that_keeps_cluster_from_its_users(start, use):
+    """INFO tells that it is none."""
+    server = start("valkey-standalone", cluster=False)
+    (port,) = server.embedded.ports
+    server.node(port).execute_command("ACL SETUSER", "limited", "on", f">{server.password}", "~*", "+@all", "-cluster")
+    server.username = "limited"
+    use(server)
+    assert is_to_be_had()

@@ -103,6 +103,23 @@ def test_a_server_that_is_no_cluster_serves_all_slots():
     assert topology.required(A) == 2
 
 
+@pytest.mark.parametrize(
+    ("refusal", "info"),
+    [
+        ("ERR Cluster is disabled. Enabled via passing --cluster_mode=emulated|yes", b""),
+        ("ERR unknown command `CLUSTER`, with args beginning with: `SLOTS`, ", b""),
+        ("ERR unknown command 'CLUSTER', with args beginning with: 'SLOTS' ", b"# Replication"),
+        ("NOPERM no permissions to run the 'cluster|slots' command", b"# Cluster\r\ncluster_enabled:0\r\n"),
+        ("ERR command is not allowed", b"cluster_enabled:0\r\n"),
+    ],
+)
+def test_how_servers_say_that_they_are_no_cluster(refusal, info):
+    topology = Topology([A])
+    assert topology.learn([Refusal(refusal)] * 3 + [info], A)
+    assert not topology.is_cluster
+    assert topology.required(A) == 0
+
+
 def test_several_servers_that_are_no_cluster_are_refused():
     topology = Topology([A, B])
     assert not topology.learn([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, INFO], A)
@@ -120,7 +137,9 @@ def test_several_servers_that_are_no_cluster_are_refused():
         ([[], NODES, OLD, INFO], ""),
         ([TWO, Refusal("NOPERM no permissions"), OLD, INFO], "NOPERM no permissions"),
         ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, Refusal("NOPERM no permissions")], "NOPERM no permissions"),
-        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, b"role:master"], ""),
+        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, b"connected_slaves:many"], ""),
+        ([CLUSTER_IS_OFF, CLUSTER_IS_OFF, CLUSTER_IS_OFF, None], ""),
+        ([Refusal("NOPERM no permissions"), OLD, OLD, b"cluster_enabled:1"], "NOPERM no permissions"),
         ([slots((0, 16383, b"10.0.0.1", 7000, b"unlisted")), NODES, OLD, INFO], ""),
         ([slots((0, 16384, b"10.0.0.1", 7000, b"a")), NODES, OLD, INFO], ""),
         ([[1], NODES, OLD, INFO], ""),
