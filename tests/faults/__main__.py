@@ -38,7 +38,7 @@ def harm(folder, whole_links, arguments):
         kinds=kinds,
         whole_links=whole_links,
         storming=not arguments.leases_only,
-        after=latency.measure if reports and layout.shards > 1 else None,
+        after=latency.measure if layout.shards > 1 and not (arguments.leases_only or arguments.short) else None,
     )
     if arguments.history:
         arguments.history.write_bytes(pickle.dumps(outcome.history))
@@ -62,7 +62,9 @@ def parsed():
     parser.add_argument("--seed", type=int, default=1, help="of what is random (default: %(default)s)")
     parser.add_argument("--kind", action="append", help="only kinds with this in their name; may be given repeatedly")
     parser.add_argument("--short", action="store_true", help="with fewer clients, and without measuring latency")
-    parser.add_argument("--leases-only", action="store_true", help="without tasks, which want cores of their own")
+    parser.add_argument(
+        "--leases-only", action="store_true", help="without tasks and latency, which want cores of their own"
+    )
     parser.add_argument("--verdicts", type=Path, help="write there what was found of each contestant, as JSON")
     parser.add_argument("--history", type=Path, help="write there what happened (pickled), to be looked at later")
     parser.add_argument("--report", action="store_true", help="write docs/faults.md and its picture")

@@ -33,8 +33,9 @@ redis-py's holder counts on its lock from before the request that got it; its lo
 SECTION = """\
 ## {title}
 
-{words} ({server}), harmed for {minutes:.0f} minutes under {clients} client processes; database: {database}. Written by
-`{command}`; Python {python}, redis {redis}, {cores} cores.
+{words} ({server}), harmed for {minutes:.0f} minutes under {clients} client
+processes; database: {database}; Python {python}, redis {redis}, {cores} cores. Written by
+`{command}`.
 
 """
 TITLE = "Layout {}"

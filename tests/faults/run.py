@@ -59,7 +59,10 @@ class Run:
 def crew_on(layout, *, small=False):
     """Who works there: on locks of one contestant alone, and on the register with all of them."""
     sources = (HERE,) if small and layout is not ONE else (HERE, THERE)
-    registrars = (Post(name, "register", source, threads=6) for name in contestants_on(layout) for source in sources)
+    threads = 6 // len(sources)  # each has a connection to the database, which takes a hundred
+    registrars = (
+        Post(name, "register", source, threads=threads) for name in contestants_on(layout) for source in sources
+    )
     crew = (*(SMALL_CREW if small else FULL_CREW), *registrars)
     return [replace(post, threads=post.threads * 3 // layout.shards) for post in crew]
 
