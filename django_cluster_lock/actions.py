@@ -3,6 +3,7 @@
 import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -12,7 +13,8 @@ Node: TypeAlias = tuple[str, int]
 Address: TypeAlias = tuple[bytes, bytes]  # host and port, as a primary tells them of its replicas
 Command: TypeAlias = tuple[bytes, ...]
 
-BRIEFLY = 0.5  # seconds for what is asked beside the point, the layout or a cancel: enough to set TLS up for it
+BRIEFLY = 0.5  # seconds for what is asked beside the point: enough to set TLS up for it on a loaded machine
+OVERTIME = 0.15  # seconds past the caller's time in which the answer to a last question may still come
 # Errors that pass: of a cluster that moves or fails over, of a server that is short of memory, disk or replicas.
 TRANSIENT = {
     *("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY"),
@@ -104,9 +106,11 @@ class Send:
 
     Args:
         blocks: how many seconds the server may hold the answers back on purpose.
-        deadline: the monotonic time to stop at, if sooner than the socket timeout, but never within `BRIEFLY`.
+        deadline: the monotonic time to stop at, if sooner than the socket timeout.
         reserved: whether it keeps or ends a lease: a connection is always there for that.
         block: the sleep it begins with. Where no connection may sleep now, the answer is `Awake`, after some time.
+        overtime: for how many seconds after the deadline the answers may still come, or from now on, if it has passed.
+        at_most: seconds to wait for them in any case, beside those in which the server holds them back.
     """
 
     node: Node
@@ -115,6 +119,8 @@ class Send:
     deadline: float
     reserved: bool = False
     block: Block | None = None
+    overtime: float = OVERTIME
+    at_most: float = inf
 
 
 class SendAll(NamedTuple):

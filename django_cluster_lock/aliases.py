@@ -31,7 +31,6 @@ class Alias:
 
     def __init__(self, settings: conf.AliasSettings) -> None:
         self.settings = settings
-        self.renewer = Renewer(self.run)
         self._terms: dict[tuple[float, str], Terms] = {}
         self._async: dict[asyncio.AbstractEventLoop, AsyncConnections] = {}
 
@@ -42,6 +41,10 @@ class Alias:
     @cached_property
     def topology(self) -> Topology:
         return Topology(self.options.nodes, self.options.remap)
+
+    @cached_property
+    def renewer(self) -> Renewer:
+        return Renewer(self.topology, self.perform)
 
     @cached_property
     def connections(self) -> Connections:
@@ -71,14 +74,17 @@ class Alias:
         return Terms(timeout, settings.clock_skew, settings.replicas, whose, self.patience)
 
     def run(self, flow: Flow[T]) -> T:
-        return drivers.run(carry(flow, self.topology), self.connections)
+        return drivers.run(self._carried(flow), self.connections)
 
     def run_ahead(self, flow: Flow[T]) -> Callable[[], T]:
         """Sends a flow's first request; what is returned gives the result, and has to be called."""
-        return drivers.run_ahead(carry(flow, self.topology), self.connections)
+        return drivers.run_ahead(self._carried(flow), self.connections)
 
     async def arun(self, flow: Flow[T]) -> T:
-        return await drivers.arun(carry(flow, self.topology), await self._connections_here())
+        return await drivers.arun(self._carried(flow), await self._connections_here())
+
+    def _carried(self, flow: Flow[T]) -> Actions[T]:
+        return carry(flow, self.topology, self.renewer.cancel)
 
     def perform(self, flow: Actions[T]) -> T:
         """Runs a flow that has no calls of the protocol in it but speaks to nodes itself."""

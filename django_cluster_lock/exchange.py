@@ -6,11 +6,13 @@ deadline. (Redis Cluster specification, "MOVED Redirection", "ASK redirection", 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from django_cluster_lock.acknowledgement import NOT_ASKED, Acknowledged, ReplicaCheck, check_replicas
 from django_cluster_lock.actions import (
+    OVERTIME,
     TRANSIENT,
     Actions,
     Answer,
@@ -27,7 +29,7 @@ from django_cluster_lock.actions import (
 )
 from django_cluster_lock.errors import LockError, LockUnavailable
 from django_cluster_lock.layout import is_outdated, learn, learn_from, update
-from django_cluster_lock.protocol import Batch, Call, Flow, Replies, Reply
+from django_cluster_lock.protocol import GRACE, Batch, Call, Flow, Replies, Reply, Step
 
 T = TypeVar("T")
 
@@ -35,8 +37,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.3
 REDIRECTIONS = 3  # that are followed without a pause
 
 
-def carry(flow: Flow[T], routes: Routes) -> Actions[T]:
-    """The flow with each of its calls carried through. What a driver throws in reaches the flow."""
+def carry(flow: Flow[T], routes: Routes, leave: Callable[[Call], None] | None = None) -> Actions[T]:
+    """Carry each call of a flow through; ``leave`` gets those that failed and linger. What is thrown in reaches it."""
     reply: object = None
     error: BaseException | None = None
     while True:
@@ -50,6 +52,18 @@ def carry(flow: Flow[T], routes: Routes) -> Actions[T]:
             reply = yield from exchange(step, routes) if isinstance(step, Call) else exchange_all(step, routes)
         except BaseException as raised:
             error = raised
+        if leave:
+            for call in failed(step, error or reply):
+                leave(call)
+
+
+def failed(step: Step, outcome: object) -> list[Call]:
+    """Return those calls of a step that linger and did not come to their answers."""
+    calls = [step] if isinstance(step, Call) else step.calls
+    outcomes = outcome if isinstance(outcome, list) else [outcome] * len(calls)
+    return [
+        call for call, reply in zip(calls, outcomes, strict=True) if call.lingers and isinstance(reply, BaseException)
+    ]
 
 
 def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | None = None) -> Actions[Reply]:
@@ -64,11 +78,12 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
     course = Course(call, routes)
     while True:
         if outcome is None:
-            if course.node is None:
+            if course.node is None and not call.lingers:
                 yield from course.learn()
                 course.find_node()
             if course.node and call.replicas is None and routes.required(course.node) is None:
-                yield from learn_from(routes, course.node)  # who has to acknowledge it is not known there yet
+                # Who has to acknowledge it is not known there yet.
+                yield from learn_from(routes, course.node, call.deadline)
             try:
                 outcome = (yield course.request()) if course.node else (yield from course.nowhere())
             except NoAnswer as failure:
@@ -99,7 +114,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
         else:
             course.unheard(outcome)
         if course.layout_is_old:
-            yield from course.learn(outcome.now)
+            yield from course.learn(outcome)
         if course.pause:
             yield Pause(course.rest_before_next(outcome))
         course.find_node()
@@ -144,7 +159,7 @@ class Course:
             commands += check.commands
             blocks += check.blocks
         block = call.block if self.blocking else None
-        return Send(self.node, commands, blocks, call.deadline, call.script.reserved, block)
+        return Send(self.node, commands, blocks, call.deadline, call.script.reserved, block, overtime_of(call, blocks))
 
     def repeat(self) -> None:
         """Do it again at once at the same node, which has more replicas than were waited for."""
@@ -157,10 +172,12 @@ class Course:
         kept_awake = waits and isinstance(answer.values[0], Refusal)
         return min(self.call.block.seconds, LONGEST_PAUSE) if kept_awake and self.call.block else 0.0
 
-    def learn(self, now: float | None = None) -> Actions[None]:
-        silence = yield from learn(self.routes, now, self.call.deadline)
-        if silence is not None:
-            self._silence = silence
+    def learn(self, outcome: Answer | NoAnswer | None = None) -> Actions[None]:
+        """Learn the layout; after an answer from its node first, since another could keep the call waiting."""
+        answered_by = self.node if isinstance(outcome, Answer) else None
+        silence = yield from learn(self.routes, outcome.now if outcome else None, self.call.deadline, answered_by)
+        if silence is not None and not (self._silence and self.routes.learned_at >= self.call.deadline):
+            self._silence = silence  # unless only the caller's time cut the question off
 
     def nowhere(self) -> Actions[NoAnswer]:
         reason = self._silence or f"no node serves its slot {self.call.keys.slot}"
@@ -223,12 +240,17 @@ class Course:
         return min(self.pause, max(left, 0.001))
 
     def _later(self, reason: str, now: float) -> None:
-        self._reason = reason
-        if (self.call.once and self.unanswered) or now >= self.call.deadline:
+        if self.call.once and self.unanswered:
             raise self._unavailable(reason)
+        if now >= self.call.deadline:
+            raise self._unavailable(self._reason or reason)  # the first tells more, if the time cut the last one off
+        self._reason = reason
         self._at_once(None)
         self.pause, self.layout_is_old = self._backoff, True
         self._backoff = min(self._backoff * 2, LONGEST_PAUSE)
+        for_replicas = max((self.call.deadline - now) / 2, GRACE)
+        if for_replicas < self.call.acknowledged_within:
+            self.call = replace(self.call, acknowledged_within=for_replicas)
 
     def _unavailable(self, reason: str) -> LockUnavailable:
         error = LockUnavailable(self.call.keys.name, reason)
@@ -269,7 +291,8 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
     for node, outcome in answered.items():
         if isinstance(outcome, NoAnswer) and node is not None:
             routes.suspect(node)
-            yield from learn(routes, outcome.now, deadline)
+            if outcome.now < deadline:
+                yield from learn(routes, outcome.now, deadline)
     results: dict[int, Reply | LockError] = {}
     again: list[int] = []
     more_to_wait_for: list[int] = []
@@ -306,10 +329,24 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
     return [results[position] for position in range(len(batch.calls))]
 
 
-def request_all(calls: Sequence[Call], node: Node, check: ReplicaCheck | None) -> Send:
-    commands, blocks = [*map(command, calls), *(check.commands if check else ())], check.blocks if check else 0.0
+def request_all(
+    calls: Sequence[Call], node: Node, check: ReplicaCheck | None, commands: Sequence[Command] = ()
+) -> Send:
+    """Return one request for several calls.
+
+    Args:
+        commands: theirs, where they are not the plain ones.
+    """
+    commands = [*(commands or map(command, calls)), *(check.commands if check else ())]
+    blocks = check.blocks if check else 0.0
     reserved = any(call.script.reserved for call in calls)
-    return Send(node, commands, blocks, max(call.deadline for call in calls), reserved)
+    overtime = min(overtime_of(call, blocks) for call in calls)
+    return Send(node, commands, blocks, max(call.deadline for call in calls), reserved=reserved, overtime=overtime)
+
+
+def overtime_of(call: Call, blocks: float) -> float:
+    """Return for how long after its deadline an answer to a call may come."""
+    return OVERTIME if call.deadline else call.within + blocks
 
 
 def command(call: Call, *, in_full: bool = False) -> Command:

@@ -4,6 +4,7 @@ import math
 
 from django_cluster_lock.actions import (
     BRIEFLY,
+    OVERTIME,
     Actions,
     Answer,
     Command,
@@ -40,9 +41,9 @@ def update(routes: Routes, node: Node, now: float) -> Actions[None]:
     yield from learn_from(routes, node)
 
 
-def learn_from(routes: Routes, node: Node) -> Actions[Answer | NoAnswer]:
+def learn_from(routes: Routes, node: Node, deadline: float = 0.0) -> Actions[Answer | NoAnswer]:
     """Learn the layout from one node, and give its answer."""
-    outcome = yield from sent(Send(node, LAYOUT, 0, 0, reserved=True))
+    outcome = yield from sent(_request(node, deadline))
     routes.learned_at = outcome.now
     if isinstance(outcome, NoAnswer):
         routes.suspect(node)
@@ -53,22 +54,34 @@ def learn_from(routes: Routes, node: Node) -> Actions[Answer | NoAnswer]:
     return outcome
 
 
-def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) -> Actions[str | None]:
+def _request(node: Node, deadline: float) -> Send:
+    return Send(node, LAYOUT, 0, deadline, reserved=True, overtime=_overtime(deadline), at_most=BRIEFLY)
+
+
+def learn(
+    routes: Routes, now: float | None = None, deadline: float = math.inf, answered_by: Node | None = None
+) -> Actions[str | None]:
     """Learn the layout anew from the first node that tells it before the deadline, unless that was just done.
 
     One call asks at a time, of all in the process; the others wait for it and use what it learned.
+
+    Args:
+        answered_by: the node that has just answered. It is asked first, and nobody is waited for: neither a node nor
+            another call may keep a healthy shard's call waiting.
 
     Returns:
         Why the last node that was asked did not tell it: nothing if it did, None if none was asked.
     """
     if now is not None and now - routes.learned_at < LAYOUT_KEEPS:
         return None
+    if answered_by and isinstance((yield from learn_from(routes, answered_by, deadline)), Answer):
+        return ""
     own = Learning()
     while (other := routes.learning.setdefault(LAYOUT_KEY, own)) is not own:  # one step, also among threads
         if (yield from _waited_for(other, routes, deadline)):
             return other.silence
     try:
-        yield from _ask(own, routes, deadline)
+        own.silence = yield from learn_from_any(routes, deadline)
     finally:
         if routes.learning.get(LAYOUT_KEY) is own:
             del routes.learning[LAYOUT_KEY]
@@ -78,7 +91,7 @@ def learn(routes: Routes, now: float | None = None, deadline: float = math.inf) 
 def _waited_for(other: Learning, routes: Routes, deadline: float) -> Actions[bool]:
     """Wait until another call has learned the layout or the deadline is over; False if it takes too long."""
     now: float = yield Pause(FIRST_LOOK)
-    until, overdue, look = max(deadline, now + BRIEFLY), now + LEARNING_TAKES, FIRST_LOOK
+    until, overdue, look = max(deadline, now) + _overtime(deadline), now + LEARNING_TAKES, FIRST_LOOK
     while routes.learning.get(LAYOUT_KEY) is other and now < until:
         if now >= overdue:  # it hangs, or was interrupted where it could not tell
             routes.learning.pop(LAYOUT_KEY, None)
@@ -88,16 +101,22 @@ def _waited_for(other: Learning, routes: Routes, deadline: float) -> Actions[boo
     return True
 
 
-def _ask(own: Learning, routes: Routes, deadline: float) -> Actions[None]:
-    own.silence = ""
+def learn_from_any(routes: Routes, deadline: float = math.inf) -> Actions[str]:
+    """Learn the layout from the first node that tells it before the deadline, and return why the last one did not."""
+    silence = ""
     for node in routes.candidates():
-        outcome = yield from learn_from(routes, node)
+        outcome = yield from learn_from(routes, node, deadline)
         if isinstance(outcome, Answer):
-            own.silence = ""
-            break
-        own.silence = outcome.reason or own.silence
+            return ""
+        silence = outcome.reason or silence
         if outcome.now >= deadline:
             break
+    return silence
+
+
+def _overtime(deadline: float) -> float:
+    """Return for how long after a deadline the layout may be learned; without one it is, briefly, in any case."""
+    return OVERTIME if deadline else BRIEFLY
 
 
 def sent(send: Send) -> Actions[Answer | NoAnswer]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from django_cluster_lock import scripts
-from django_cluster_lock.actions import Block, Waiter
+from django_cluster_lock.actions import BRIEFLY, Block, Waiter
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotReplicated, LockTimeout, LockUnavailable
 from django_cluster_lock.names import Keys
 from django_cluster_lock.scripts import Script
@@ -23,7 +23,10 @@ LONGEST_SLICE = 4.0
 WAIT_FOR_REPLICAS = 1.0
 OUTWAITED = "its lease ended while another lock was waited for"
 RECHECK = 0.05  # seconds until replicas are asked again that have not acknowledged
-GRACE = 0.5  # for the answer to a last question asked as the caller's time ends
+GRACE = 0.1  # for the replicas, after a last question asked as the caller's time ends
+CANCEL_WITHIN = 0.1  # seconds for a cancel that its caller waits for
+MARK_LIFE = 60.0  # seconds for which a cancelled token is remembered
+RENEW_WITHIN = 3.0  # seconds at most for one attempt at a renewal, of which the shortest lease has several
 
 
 class Terms:
@@ -58,8 +61,10 @@ class Call:
 
     Args:
         replicas: how many must acknowledge what it wrote; None for all that the shard has.
-        deadline: when to give up trying, on the monotonic clock, but after one attempt at least.
+        deadline: when to give up trying, on the monotonic clock, but after one attempt at least; 0 for one attempt.
+        within: how many seconds that one attempt may take, beside those that the replicas get.
         once: it is not sent again once it was sent without an answer.
+        lingers: for how many seconds it is sent again without its caller, where that one attempt failed.
     """
 
     keys: Keys
@@ -71,6 +76,8 @@ class Call:
     block: Block | None = None
     once: bool = False
     also: tuple[bytes, ...] = ()
+    within: float = BRIEFLY
+    lingers: float = 0.0
 
 
 @dataclass(slots=True)
@@ -163,7 +170,7 @@ def acquire(
     except BaseException as error:
         mark = unanswered or getattr(error, "unanswered", not isinstance(error, LockError))
         with suppress(LockError):
-            yield give_up(keys, token, mark=mark)
+            yield give_up(keys, token, mark=mark, lingers=terms.timeout + terms.skew)
         raise
     finally:
         if waiter:
@@ -215,9 +222,14 @@ def not_replicated(keys: Keys, reply: Reply) -> LockNotReplicated:
     return LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it{why}")
 
 
-def give_up(keys: Keys, token: bytes, *, mark: bool) -> Call:
-    """The call that takes back whatever an acquire may have left behind: one attempt, waited for briefly."""
-    return Call(keys, scripts.RELEASE, released(keys, token, mark=mark), deadline=0.0, once=True)
+def give_up(keys: Keys, token: bytes, *, mark: bool, lingers: float = MARK_LIFE) -> Call:
+    """Return the call that takes back whatever an acquire may have left behind: one attempt, waited for briefly.
+
+    Args:
+        lingers: for how many seconds it is tried again without the caller; after them nothing is left to take back.
+    """
+    args = released(keys, token, mark=mark)
+    return Call(keys, scripts.RELEASE, args, deadline=0.0, once=True, within=CANCEL_WITHIN, lingers=lingers)
 
 
 def released(keys: Keys, token: bytes, *, mark: bool) -> tuple[bytes, ...]:
@@ -264,6 +276,7 @@ def acquire_all(
         LockBusy, LockTimeout, LockUnavailable, LockNotReplicated: as `acquire`.
     """
     held: list[Grant] = []
+    lasts = terms.timeout + terms.skew
     tried: dict[tuple[Keys, bytes], bool] = {}  # and whether a request for it may yet arrive
     try:
         while len(held) < len(locks):
@@ -284,7 +297,7 @@ def acquire_all(
             if not blocking and reply.status != b"own":
                 raise busy(keys, reply)
             got = {grant.keys for grant in held}
-            yield Batch([give_up(k, t, mark=mark) for (k, t), mark in tried.items() if k not in got])
+            yield Batch([give_up(k, t, mark=mark, lingers=lasts) for (k, t), mark in tried.items() if k not in got])
             tried = {}
             grant = yield from acquire(keys, mint(), terms, now=now, until=until, blocking=blocking, keep=held)
             held.append(grant)
@@ -297,7 +310,7 @@ def acquire_all(
     except BaseException:
         left = tried | {(grant.keys, grant.token): grant.unanswered for grant in held}
         if left:
-            yield Batch([give_up(k, t, mark=mark) for (k, t), mark in left.items()])
+            yield Batch([give_up(k, t, mark=mark, lingers=lasts) for (k, t), mark in left.items()])
         raise
     return held
 
@@ -384,9 +397,23 @@ def release_all(grants: Sequence[Grant], *, deadline: float, valid_until: float)
 
 
 def renewal(grant: Grant, terms: Terms) -> Call:
-    """The call that keeps a lease for another ``terms.timeout``: one attempt, not waited for long, to be repeated."""
+    """Return the call that keeps a lease for another ``terms.timeout``: one attempt, to be repeated.
+
+    It takes at most a sixth of the lease, most of which the replicas get, so that the lease has several.
+    """
     args = (grant.token, terms.ttl)
-    return Call(grant.keys, scripts.RENEW, args, 0.0, replicas=terms.replicas, acknowledged_within=GRACE, once=True)
+    within = min(terms.timeout / 6, RENEW_WITHIN)
+    for_replicas = min(within * 3 / 4, WAIT_FOR_REPLICAS)
+    return Call(
+        grant.keys,
+        scripts.RENEW,
+        args,
+        0.0,
+        replicas=terms.replicas,
+        acknowledged_within=for_replicas,
+        once=True,
+        within=within - for_replicas,
+    )
 
 
 def renewed(grant: Grant, terms: Terms, reply: Reply) -> Grant | None:

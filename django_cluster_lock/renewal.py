@@ -1,4 +1,7 @@
-"""The renewer: one thread a process and alias that keeps leases alive, many in one round trip.
+"""The renewer: a thread for each node that keeps the leases there alive, many in one round trip.
+
+A node's thread asks that node alone, by a connection of its own. So whatever one node does, the leases on others are
+renewed in time. The thread also sends the cancels that a node did not answer while their callers waited.
 
 It serves the asyncio face too: a thread keeps a lease even while the event loop is busy, as long as `max_hold`
 allows. It holds leases weakly, so that a handle nobody has any more is not renewed, and its thread ends when there
@@ -9,116 +12,332 @@ import logging
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from weakref import WeakSet
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
 
+from django_cluster_lock.actions import BRIEFLY, Actions, NoAnswer, Node, Refusal, Routes
+from django_cluster_lock.batches import ask_node
 from django_cluster_lock.errors import LockError
+from django_cluster_lock.layout import learn_from, learn_from_any
 from django_cluster_lock.lease import Lease
-from django_cluster_lock.protocol import Batch, Flow, Replies, Reply, ask_all, renewal, renewed
+from django_cluster_lock.protocol import Call, Reply, renewal, renewed
 from django_cluster_lock.signals import lock_lost
 
 logger = logging.getLogger("django_cluster_lock")
 
 RESOLUTION = 0.25  # seconds: leases due within the same stretch are renewed together
 LARGEST_BATCH = 1000
+SETTLED_AFTER = 0.2  # seconds: what was sent on twice within them pauses, since nodes may send to each other for ever
+LONGEST_PAUSE = 2.0  # seconds between two attempts at a cancel
+SILENCE = 10.0  # seconds in which a failure of the same kind is not logged again
+NAMES_TOLD = 3  # how many locks a line of the log names
+
+
+@dataclass(eq=False)
+class Cancel:
+    """A cancel whose caller is gone, sent until the node answers or nothing is left to take back."""
+
+    call: Call
+    until: float
+    pause: float = RESOLUTION
+
+
+Job: TypeAlias = Lease | Cancel
+Failure: TypeAlias = Refusal | NoAnswer | LockError
 
 
 class Renewer:
-    """Renews leases a third of their length after they were last renewed.
+    """Renews leases a third of their length after they were last renewed, each by the thread of its node.
 
     Args:
-        run: carries a flow of the protocol through and gives its result.
+        routes: tell which node that is.
+        perform: carries out a flow that speaks to nodes itself.
     """
 
-    def __init__(self, run: Callable[[Flow[Replies]], Replies]) -> None:
-        self._run = run
-        self._changed = threading.Condition()
-        self._due: dict[int, WeakSet[Lease]] = {}
-        self._wakes = math.inf
-        self._thread: threading.Thread | None = None
+    def __init__(self, routes: Routes, perform: Callable[[Actions[Any]], Any]) -> None:
+        self.routes, self.perform = routes, perform
+        self._nodes: dict[Node | None, NodeRenewer] = {}
+        self._cancels: set[Cancel] = set()  # nobody else holds them
+        self.unstarted: set[NodeRenewer] = set()  # those whose threads could not be started
+        self._moved_at: WeakKeyDictionary[Job, float] = WeakKeyDictionary()
 
     def add(self, lease: Lease) -> None:
-        """Renews a lease from now on, until it is closed, lost, held for too long or garbage."""
-        self._schedule(lease, lease.valid_until - lease.terms.timeout * 2 / 3)
+        """Renew a lease from now on, until it is closed, lost, held for too long or garbage."""
+        self.assign(lease, lease.valid_until - lease.terms.timeout * 2 / 3)
 
-    def _schedule(self, lease: Lease, at: float) -> None:
-        stretch = int(min(at, lease.hold_until, lease.valid_until) / RESOLUTION)
+    def cancel(self, call: Call) -> None:
+        """Send a cancel that its caller no longer waits for."""
+        now = time.monotonic()
+        cancel = Cancel(call, now + call.lingers)
+        self._cancels.add(cancel)
+        self.assign(cancel, now)
+
+    def is_done(self, cancel: Cancel) -> None:
+        """Forget a cancel."""
+        self._cancels.discard(cancel)
+
+    def assign(self, job: Job, at: float) -> None:
+        """Have a job done by the thread of the node that serves its slot now."""
+        self.node(self.routes.primary(slot_of(job))).schedule(job, at)
+        for node in list(self.unstarted):
+            node.start()
+
+    def node(self, node: Node | None) -> "NodeRenewer":
+        """Return the renewer of a node; None stands for slots that no node is known to serve."""
+        return self._nodes.get(node) or self._nodes.setdefault(node, NodeRenewer(self, node))
+
+    def may_move(self, job: Job, now: float) -> bool:
+        """Note that a job goes to another node, and return whether it may go at once."""
+        before, self._moved_at[job] = self._moved_at.get(job, -math.inf), now
+        return now - before > SETTLED_AFTER
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """The threads at work."""
+        return [thread for node in list(self._nodes.values()) if (thread := node.thread)]
+
+
+class NodeRenewer:
+    """Does the jobs of one node, in a thread that runs while there are any."""
+
+    def __init__(self, renewer: Renewer, node: Node | None) -> None:
+        self.thread: threading.Thread | None = None
+        self._renewer, self._node = renewer, node
+        self._changed = threading.Condition()
+        self._due: dict[float, WeakSet[Job]] = {}
+        self._wakes = math.inf
+        self._asking: WeakSet[Job] = WeakSet()  # those sent here for once by the owner of their slot
+        self._told: dict[str, float] = {}  # when each failure was logged
+
+    @property
+    def name(self) -> str:
+        """The node, as the log names it."""
+        return f"{self._node[0]}:{self._node[1]}" if self._node else "no node"
+
+    def schedule(self, job: Job, at: float, *, late: bool = False, asking: bool = False) -> None:
+        """Do a job together with what is due about then, not before the time given if it may be late."""
+        length = job.terms.timeout if isinstance(job, Lease) else math.inf
+        stretch = min(RESOLUTION, length / 12)
+        at = (math.ceil if late else math.floor)(at / stretch) * stretch
         with self._changed:
-            self._due.setdefault(stretch, WeakSet()).add(lease)
-            if self._thread is None or not self._thread.is_alive():
-                self._start(lease)
-            elif stretch < self._wakes:
+            if asking:
+                self._asking.add(job)
+            self._due.setdefault(at, WeakSet()).add(job)
+            if at < self._wakes:
                 self._changed.notify()
+        self.start()
 
-    def _start(self, lease: Lease) -> None:
+    def start(self) -> None:
+        """Start the thread if there is none."""
+        with self._changed:
+            if self.thread is None or not self.thread.is_alive():
+                self._start()
+
+    def _start(self) -> None:
+        self._renewer.unstarted.discard(self)
         thread = threading.Thread(target=self._work, name="cluster-lock-renewer", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # too many threads, or the interpreter is ending: the lease lasts as it is
-            logger.error("lock.renewal_failed", extra={"lock": lease.name, "reason": str(error)})  # noqa: TRY400
+            self._renewer.unstarted.add(self)
+            guarded(logger.error, "lock.renewal_failed: %s", error, extra={"node": self.name, "reason": str(error)})
         else:
-            self._thread = thread
+            self.thread = thread
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                self._due = {stretch: leases for stretch, leases in self._due.items() if leases}
+            jobs = self._next()
+            if jobs is None:
+                return
+            if jobs:
+                self._do(jobs)
+            del jobs  # a lease that is only waited for is not held
+
+    def _next(self) -> list[Job] | None:
+        """Wait until jobs are due and return them; None once there are none at all."""
+        with self._changed:
+            while True:
+                self._due = {at: jobs for at, jobs in self._due.items() if jobs}
                 if not self._due:
-                    self._thread = None
-                    return
+                    self.thread = None
+                    return None
                 self._wakes = min(self._due)
-                wait = self._wakes * RESOLUTION - time.monotonic()
-                if wait > 0:
-                    self._changed.wait(wait)
-                    continue
-                due = [lease for lease in self._due.pop(int(self._wakes)) if not lease.closed]
-            for start in range(0, len(due), LARGEST_BATCH):
-                self._renew(due[start : start + LARGEST_BATCH])
-            del due
+                now = time.monotonic()
+                if self._wakes <= now:
+                    return [job for at in sorted(self._due) if at <= now for job in self._due.pop(at)]
+                self._changed.wait(self._wakes - now)
 
-    def _renew(self, leases: Sequence[Lease]) -> None:
-        now = time.monotonic()
-        current = []
-        for lease in leases:
-            if lease.closed:  # while an earlier batch was under way
-                continue
-            if now >= lease.valid_until:
-                held_too_long = "it was held for longer than max_hold" if now >= lease.hold_until else ""
-                self._lost(lease, held_too_long or lease.trouble(now))
-            elif now >= lease.hold_until:
-                self._schedule(lease, lease.valid_until)
+    def _do(self, jobs: Sequence[Job]) -> None:
+        lost: list[tuple[Lease, str]] = []
+        failures: dict[str, list[Job]] = defaultdict(list)
+        ready = [job for job in jobs if self._is_ready(job, time.monotonic(), lost)]
+        silence: NoAnswer | None = None
+        for start in range(0, len(ready), LARGEST_BATCH):
+            batch = [job for job in ready[start : start + LARGEST_BATCH] if not is_over(job)]
+            # To a node that was silent just now the rest is not sent before the next attempt.
+            results = [silence] * len(batch) if silence else self._ask(batch)
+            silence = next((result for result in results if isinstance(result, NoAnswer)), None)
+            for job, result in zip(batch, results, strict=True):
+                if not is_over(job):
+                    self._settle(job, result, lost, failures)
+        self._tell_failures(failures)
+        for lease, reason in lost:
+            tell_loss(lease, reason)
+
+    def _is_ready(self, job: Job, now: float, lost: list[tuple[Lease, str]]) -> bool:
+        """Return whether a job is to be done here and now; see to it if not."""
+        if is_over(job):
+            return False
+        if isinstance(job, Cancel):
+            if now >= job.until:
+                self._renewer.is_done(job)
+                return False
+        elif job.lost or now >= job.valid_until:
+            held_too_long = "it was held for longer than max_hold" if now >= job.hold_until else ""
+            lost.append((job, held_too_long or job.trouble(now)))
+            return False
+        elif now >= job.hold_until:
+            self.schedule(job, job.valid_until, late=True)
+            return False
+        if job not in self._asking and self._renewer.routes.primary(slot_of(job)) != self._node:
+            self._renewer.assign(job, now)
+            return False
+        return True
+
+    def _ask(self, jobs: Sequence[Job]) -> "Sequence[Reply | Failure]":
+        """Ask the node, and for the layout if that may have changed."""
+        now, routes = time.monotonic(), self._renewer.routes
+        calls = [renewal(job.grant, job.terms) if isinstance(job, Lease) else job.call for job in jobs]
+        asking = {position for position, job in enumerate(jobs) if job in self._asking}
+        for position in asking:
+            self._asking.discard(jobs[position])
+        results: Sequence[Reply | Failure]
+        try:
+            if self._node is None:
+                results = [NoAnswer(f"no node serves slot {slot_of(job)}", now) for job in jobs]
             else:
-                current.append(lease)
-        if not current:
+                results = self._renewer.perform(ask_node(self._node, calls, routes, asking=asking))
+            if any(isinstance(result, NoAnswer) for result in results):
+                if self._node is not None:
+                    routes.suspect(self._node)
+                self._renewer.perform(learn_from_any(routes, time.monotonic() + BRIEFLY))
+            elif self._node is not None and any(isinstance(result, Refusal) for result in results):
+                self._renewer.perform(learn_from(routes, self._node))  # which answers, so that no other need be asked
+        except Exception as error:
+            guarded(logger.exception, "lock.renewal_failed")
+            results = [LockError(name_of(job), f"the renewal failed: {error!r}") for job in jobs]
+        return results
+
+    def _settle(
+        self, job: Job, result: Reply | Failure, lost: list[tuple[Lease, str]], failures: dict[str, list[Job]]
+    ) -> None:
+        """Go on with a job as its answer says."""
+        now = time.monotonic()
+        if isinstance(result, Refusal) and self._is_sent_on(job, result, now):
             return
         try:
-            replies = self._run(ask_all(Batch([renewal(lease.grant, lease.terms) for lease in current])))
-        except Exception:
-            logger.exception("lock.renewal_failed")
-            replies = [LockError(lease.name, "the renewal failed") for lease in current]
-        for lease, reply in zip(current, replies, strict=True):
-            if not lease.closed:
-                self._settle(lease, reply)
-
-    def _settle(self, lease: Lease, reply: Reply | LockError) -> None:
-        try:
-            if isinstance(reply, LockError):
-                raise reply
-            grant = renewed(lease.grant, lease.terms, reply)
+            if isinstance(result, LockError):
+                raise result
+            if isinstance(result, Reply):
+                self._take(job, result, lost)
+                return
+            reason = result.reason if isinstance(result, NoAnswer) else str(result)
         except LockError as error:
-            logger.warning("lock.renewal_failed", extra={"lock": lease.name, "reason": str(error)})
-            self._schedule(lease, time.monotonic() + max(lease.terms.timeout / 12, RESOLUTION))
+            reason = error.detail
+        if self._renewer.routes.primary(slot_of(job)) != self._node and self._renewer.may_move(job, now):
+            self._renewer.assign(job, now)
             return
-        if grant is None:
-            self._lost(lease, "Redis no longer knows its lease")
-            return
-        lease.renewed(grant)
-        self.add(lease)
+        failures[reason].append(job)
+        if isinstance(job, Lease):
+            self.schedule(job, min(now + job.terms.timeout / 12, job.valid_until), late=True)
+        else:
+            self.schedule(job, now + job.pause, late=True)
+            job.pause = min(job.pause * 2, LONGEST_PAUSE)
 
-    def _lost(self, lease: Lease, reason: str) -> None:
-        logger.error("lock.lost", extra={"lock": lease.name, "reason": reason})
-        try:
-            lease.lose(reason)
-        except Exception:  # of a callback: the other leases are to be renewed all the same
+    def _take(self, job: Job, reply: Reply, lost: list[tuple[Lease, str]]) -> None:
+        """Take an answer over.
+
+        Raises:
+            LockNotReplicated: too few replicas have the renewal.
+        """
+        if isinstance(job, Cancel):
+            self._renewer.is_done(job)
+            return
+        grant = renewed(job.grant, job.terms, reply)
+        if grant is None:
+            lost.append((job, "Redis no longer knows its lease"))
+        else:
+            job.renewed(grant)
+            self._renewer.add(job)
+
+    def _is_sent_on(self, job: Job, refusal: Refusal, now: float) -> bool:
+        """Have a job done by the node that the answer names; return whether it names one that may be asked at once."""
+        if refusal.code not in {"MOVED", "ASK"} or self._node is None:
+            return False
+        routes = self._renewer.routes
+        target = routes.redirected(str(refusal).split()[-1], self._node)
+        if refusal.code == "MOVED":
+            routes.moved(slot_of(job), target)
+        if target == self._node or not self._renewer.may_move(job, now):
+            return False
+        self._renewer.node(target).schedule(job, now, asking=refusal.code == "ASK")
+        return True
+
+    def _tell_failures(self, failures: dict[str, list[Job]]) -> None:
+        """Log what failed: one line for each reason, and not again for a while."""
+        now = time.monotonic()
+        self._told = {reason: at for reason, at in self._told.items() if now - at < SILENCE}
+        for reason, jobs in failures.items():
+            names = sorted(name_of(job) for job in jobs if isinstance(job, Lease))
+            if not names or reason in self._told:
+                continue
+            self._told[reason] = now
+            told = ", ".join(map(repr, names[:NAMES_TOLD])) + (", ..." if len(names) > NAMES_TOLD else "")
+            guarded(
+                logger.warning,
+                "lock.renewal_failed: %d on %s (%s): %s",
+                len(names),
+                self.name,
+                told,
+                reason,
+                extra={"locks": names, "node": self.name, "count": len(names), "reason": reason},
+            )
+
+
+def slot_of(job: Job) -> int:
+    """Return the slot of a job's lock."""
+    return job.grant.keys.slot if isinstance(job, Lease) else job.call.keys.slot
+
+
+def name_of(job: Job) -> str:
+    """Return the name of a job's lock."""
+    return job.name if isinstance(job, Lease) else job.call.keys.name
+
+
+def is_over(job: Job) -> bool:
+    """Return whether a lease was given up: what is heard of it after that is ignored."""
+    return isinstance(job, Lease) and job.closed
+
+
+def tell_loss(lease: Lease, reason: str) -> None:
+    """Log a loss, call those who asked to be told, and send the signal."""
+    guarded(logger.error, "lock.lost", extra={"lock": lease.name, "reason": reason})
+    lease.lost = reason
+    while True:
+        guarded(lease.lose, reason)
+        if not lease.on_lost:
+            break
+    guarded(lock_lost.send_robust, Lease, lease=lease, reason=reason)
+
+
+def guarded(call: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """Call what others have a hand in, and go on whatever they raise: other leases are to be renewed all the same."""
+    try:
+        call(*args, **kwargs)
+    except BaseException:
+        with suppress(BaseException):  # of a filter or handler of the log itself, so that nothing can be logged
             logger.exception("lock.callback_failed")
-        lock_lost.send_robust(Lease, lease=lease, reason=reason)

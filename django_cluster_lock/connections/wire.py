@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import hiredis
 from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
 
-from django_cluster_lock.actions import BRIEFLY, Answer, Command, NoAnswer, Refusal, Send
+from django_cluster_lock.actions import Answer, Command, NoAnswer, Refusal, Send
 
 CHUNK = 65536  # more than a record of TLS holds: of one read in part, a selector does not see the rest
 FAILURES = (OSError, RedisError)
@@ -47,16 +47,17 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 
 def patience(send: Send, now: float, socket_timeout: float) -> float:
-    """How many seconds to wait for the answers to a request."""
-    left = send.deadline - now - send.blocks
-    if left > socket_timeout:
-        return send.blocks + socket_timeout
-    return send.blocks + min(socket_timeout, max(left, BRIEFLY))
+    """Return how many seconds to wait for the answers to a request."""
+    return min(send.blocks + min(socket_timeout, send.at_most), _left(send, now))
 
 
 def wait_for_one(send: Send, now: float, socket_timeout: float) -> float:
     """Return how many seconds to wait for a connection that none comes back to."""
-    return min(socket_timeout, max(send.deadline - now, BRIEFLY))
+    return min(socket_timeout, send.at_most, _left(send, now))
+
+
+def _left(send: Send, now: float) -> float:
+    return max(send.deadline - now, 0.0) + send.overtime
 
 
 def failed(send: Send, error: Exception, sent: float | None) -> NoAnswer:
