@@ -157,6 +157,6 @@ def test_a_loop_that_ends_with_waiters_leaves_no_place_in_the_queue(record, acto
         await auntil(lambda: len(record.waiters()) == 5)
 
     asyncio.run(main())
-    assert not record.waiters()
+    until(lambda: not record.waiters())  # a cancel that got no answer in time is repeated by the renewer
     holder.do(lock, "release")
     until(lambda: record.holder() is None)
