@@ -117,7 +117,7 @@ def push_grants(monkeypatch):
 
 def ended_without_a_mark(monkeypatch):
     original = protocol.give_up
-    monkeypatch.setattr(protocol, "give_up", lambda keys, token, mark: original(keys, token, mark=False))
+    monkeypatch.setattr(protocol, "give_up", lambda *args, **kwargs: original(*args, **kwargs | {"mark": False}))
 
 
 def valid_from_the_answer(monkeypatch):
