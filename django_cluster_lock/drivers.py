@@ -51,6 +51,8 @@ def _go_on(flow: Actions[T], connections: Connections, perform: Callable[[], obj
         except StopIteration as stop:
             result: T = stop.value
             return result
+        finally:
+            del error  # which refers to this frame: else both would wait for the collector of garbage
         perform = partial(connections.perform, action)
 
 

@@ -47,7 +47,8 @@ def carry(flow: Flow[T], routes: Routes, leave: Callable[[Call], None] | None = 
         except StopIteration as stop:
             result: T = stop.value
             return result
-        error = None
+        finally:
+            error = None  # which refers to this frame: else both would wait for the collector of garbage
         try:
             reply = yield from exchange(step, routes) if isinstance(step, Call) else exchange_all(step, routes)
         except BaseException as raised:

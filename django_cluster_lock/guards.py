@@ -60,14 +60,12 @@ def cache_lock(
     """A lock, to be used in ``with`` and ``async with`` or by its methods, and a decorator.
 
     As a decorator it holds the lock during each call. The name is then a template over the call's arguments,
-    ``"stock:{sku}"``; so it is with ``values``. Or it is a function that returns the name, such as
-    ``lambda request: f"user:{request.user.pk}"``: it gets the arguments of the call that have its parameters' names.
+    ``"stock:{sku}"``, as with ``values``; or a function of those that it names, ``lambda sku: f"stock:{int(sku)}"``.
     A call whose first or second argument is a request is a view call: it does not wait unless ``blocking`` or
     ``blocking_timeout`` is given, and what the lock raises is answered by 409 or 503.
 
     Args:
-        name: a name, or several: then all are acquired, or none. A name longer than 1,000 characters is cut, and ends
-            with a digest of the whole.
+        name: a name, or several: then all are acquired, or none. Of a long one the end stands as a digest.
         values: fills the templates, for a lock by the same name as that of a decorated function.
         alias: which entry of CLUSTER_LOCKS it belongs to.
         timeout: the length of a lease in seconds; by default the setting TIMEOUT.

@@ -14,7 +14,7 @@ from django_cluster_lock.aliases import Alias, aliases
 from django_cluster_lock.arguments import given_names, given_token, own_token, positive, wait_of
 from django_cluster_lock.conf import DEFAULT_ALIAS
 from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
-from django_cluster_lock.lease import Lease, Place, letting_go
+from django_cluster_lock.lease import Lease, Place, Rescue, letting_go
 from django_cluster_lock.names import Keys
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
 from django_cluster_lock.transactions import Kept
@@ -132,37 +132,50 @@ class Holding:
         blocking: bool | None = None,
         blocking_timeout: float | Unset | None = UNSET,
         token: str | bytes | None = None,
+        *,
+        scoped: bool = True,
     ) -> Flow[None]:
+        """Acquire the locks; those of a block, which are `scoped`, are freed too if its end was not seen."""
         place, locks = Place.here(), self._keys()
         if token is not None and len(locks) > 1:
             raise TypeError(f"{self!r}: a token of your own is for a single lock")
-        kept = transactions.kept_here(self.alias, locks, place) if token is None else {}
-        missing = [keys for keys in locks if keys not in kept]
         wait = self._wait(blocking, blocking_timeout)
-        if wait:
-            for keys in missing:
-                self._refuse_waiting_for_itself(keys, place)
+        kept = transactions.kept_here(self.alias, locks, place) if token is None else {}
+        missing = self._missing(locks, kept, place, waits=wait > 0)
         terms = self._terms()
         now = time.monotonic()
         until = now + wait
+        rescue = Rescue(self._alias.run)
         grants: list[Grant] = []
         if len(missing) == 1:
             own = new_token() if token is None else own_token(token)
-            grants = [(yield from protocol.acquire(missing[0], own, terms, now=now, until=until, blocking=wait > 0))]
+            flow = protocol.acquire(missing[0], own, terms, now=now, until=until, blocking=wait > 0)
+            grants = [(yield from rescue.watch(flow))]
         elif missing:
-            grants = yield from protocol.acquire_all(missing, new_token, terms, now=now, until=until, blocking=wait > 0)
-        self._hold(place, grants, terms, kept)
+            flows = protocol.acquire_all(missing, new_token, terms, now=now, until=until, blocking=wait > 0)
+            grants = yield from rescue.watch(flows)
+        self._hold(place, grants, terms, kept, scoped=scoped)
+        rescue.disarm()
+
+    def _missing(self, locks: Iterable[Keys], kept: Mapping[Keys, Kept], place: Place, *, waits: bool) -> list[Keys]:
+        """Return the locks that are to be asked for; raise a LockError if one is held here, and would be waited for."""
+        missing = [keys for keys in locks if keys not in kept]
+        for keys in missing if waits else ():
+            self._refuse_waiting_for_itself(keys, place)
+        return missing
 
     def _acquiring_if_free(
         self, blocking: bool | None, blocking_timeout: float | Unset | None, token: str | bytes | None
     ) -> Flow[bool]:
         try:
-            yield from self._acquiring(blocking, blocking_timeout, token)
+            yield from self._acquiring(blocking, blocking_timeout, token, scoped=False)
         except LockBusy:
             return False
         return True
 
     def _releasing(self) -> Flow[None]:
+        for lease in self._held():
+            lease.free_if_dropped(self._alias.run)  # wherever this is interrupted
         leases = self._give_up()
         own = [lease for lease in leases if not transactions.put_back(lease)]
         if own:
@@ -225,9 +238,12 @@ class Holding:
         yield from self._extending(self.timeout, replace=True)
         leases = self._give_up()
         for lease in leases:
-            lease.closed = True
+            lease.given_up = True
             transactions.put_back(lease)
-        return _joined(leases)
+        token = _joined(leases)
+        for lease in leases:
+            lease.close()
+        return token
 
     def _attaching(self, token: str | bytes) -> Flow[None]:
         locks, terms, now = self._keys(), self._terms(), time.monotonic()
@@ -235,8 +251,10 @@ class Holding:
         if len(tokens) != len(locks):
             raise ValueError(f"{self!r} holds {len(locks)} locks, but the token is for {len(tokens)}")
         pairs = list(zip(locks, tokens, strict=True))
-        grants = yield from protocol.attach_all(pairs, new_token, terms, now=now)
-        self._hold(Place.here(), grants, terms)
+        rescue = Rescue(self._alias.run)
+        grants = yield from rescue.watch(protocol.attach_all(pairs, new_token, terms, now=now))
+        self._hold(Place.here(), grants, terms, {})
+        rescue.disarm()
 
     # State
 
@@ -268,18 +286,26 @@ class Holding:
             raise LockError(keys.name, "it is held right here already, so that waiting for it would never end")
 
     def _hold(
-        self, place: Place, grants: Iterable[Grant], terms: Terms, kept: Mapping[Keys, Kept] | None = None
+        self, place: Place, grants: Iterable[Grant], terms: Terms, kept: Mapping[Keys, Kept], *, scoped: bool = False
     ) -> None:
-        kept_ones = [keeper.lend(keys) for keys, keeper in kept.items()] if kept else []
+        kept_ones = [keeper.lend(keys) for keys, keeper in kept.items()]
         own = [Lease(grant, terms, max_hold=self.max_hold, place=place) for grant in grants]
-        for forgotten in self._leases.get(place, ()):
-            forgotten.closed = True
+        self._forget(place)
         self._leases[place] = sorted(kept_ones + own, key=lambda lease: _order(lease.grant.keys)) if kept_ones else own
         for lease in own:
+            if scoped:
+                lease.free_if_dropped(self._alias.run)
             _held_anywhere[self.alias, lease.grant.keys.record] = lease
             if self.renew:
                 self._alias.renewer.add(lease)
         current.set((*self._others_current(), (ref(self), ref(self._leases[place][0]))))
+
+    def _forget(self, place: Place) -> None:
+        """Drop the leases held at a place before, and those of threads that have ended."""
+        for lease in self._leases.get(place, ()):
+            lease.close()
+        for ended in [other for other in list(self._leases) if other.thread() is None]:
+            self._leases.pop(ended, None)
 
     def _give_up(self) -> list[Lease]:
         """Takes the leases held here off the handle."""
@@ -311,7 +337,7 @@ class Holding:
             others = [
                 held
                 for other, held in list(self._leases.items())
-                if other.task and other.task.done() and other.thread == place.thread
+                if other.task_is_done and other.thread is place.thread
             ]
             leases = others[0] if len(others) == 1 else None
         return leases if leases and leases[0].pid == os.getpid() else []

@@ -8,6 +8,7 @@ from django_cluster_lock.arguments import positive
 from django_cluster_lock.errors import LockError
 from django_cluster_lock.fencing import Fencing, Text, Value
 from django_cluster_lock.holding import UNSET, Unset, innermost
+from django_cluster_lock.lease import Lease
 from django_cluster_lock.protocol import Flow
 
 T = TypeVar("T")
@@ -48,19 +49,21 @@ class Lock(Fencing):
         blocking_timeout: float | Unset | None = UNSET,
         token: str | bytes | None = None,
     ) -> bool:
-        """Acquires the lock; arguments default to the handle's.
+        """Acquire the lock, and return whether it was acquired; arguments default to the handle's.
 
         Args:
             token: what is to identify the lease, unique among all leases ever; by default a random one.
-
-        Returns:
-            Whether it was acquired.
 
         Raises:
             LockUnavailable: Redis could not be asked. LockNotReplicated: too few replicas acknowledged.
             LockError: this thread or task holds it already, so that waiting would never end.
         """
-        return self._run(self._acquiring_if_free(blocking, blocking_timeout, token))
+        before = self._find()
+        try:
+            return self._run(self._acquiring_if_free(blocking, blocking_timeout, token))
+        except BaseException as interruption:
+            self._take_back(before, interruption)
+            raise
 
     def release(self) -> None:
         """Frees the lock.
@@ -70,7 +73,11 @@ class Lock(Fencing):
             LockLost: the lease had ended before.
             LockUnavailable: Redis could not be told; the lock comes free when the lease ends.
         """
-        self._run(self._releasing())
+        try:
+            self._run(self._releasing())
+        except BaseException as interruption:
+            self._end_again(interruption, self._releasing())
+            raise
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
         """Adds to the time left of the lease, or sets it.
@@ -110,7 +117,12 @@ class Lock(Fencing):
             LockUnavailable: Redis could not be asked. LockNotReplicated: too few replicas acknowledged. After either
                 the lease may have been freed: attach it again, and where that raises LockLost, acquire the lock anew.
         """
-        self._run(self._attaching(token))
+        before = self._find()
+        try:
+            self._run(self._attaching(token))
+        except BaseException as interruption:
+            self._take_back(before, interruption)
+            raise
 
     def guarded(self, script: str, keys: Sequence[Text] = (), args: Sequence[Value] = ()) -> Any:
         """Runs a Lua script on keys beside the lock, unless a later lease of it has written there this way.
@@ -140,24 +152,30 @@ class Lock(Fencing):
         self._run(self._setting(key, value, timeout))
 
     def __enter__(self) -> Self:
+        before = self._find()
         try:
             self._run(self._acquiring())
+            return self
         except BaseException as interruption:
-            self._leave_after(interruption)
+            self._take_back(before, interruption)
             raise
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             self._run(self._leaving(error))
         except BaseException as interruption:
-            self._leave_after(interruption)
+            self._end_again(interruption, self._leaving(interruption))
             raise
 
-    def _leave_after(self, interruption: BaseException) -> None:
-        """Frees what is still held after a signal's exception at just any line: the handle may live on."""
+    def _take_back(self, before: list[Lease], interruption: BaseException) -> None:
+        """Free what was taken since, after a signal's exception at just any line: the handle may live on."""
+        if not isinstance(interruption, LockError) and self._find() not in ([], before):
+            self._run(self._releasing())
+
+    def _end_again(self, interruption: BaseException, ending: Flow[None]) -> None:
+        """End what is still held, after a signal's exception at just any line: the handle may live on."""
         if not isinstance(interruption, LockError) and self._find():
-            self._run(self._leaving(interruption))
+            self._run(ending)
 
     # The asyncio face
 

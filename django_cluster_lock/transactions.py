@@ -49,7 +49,7 @@ class Kept:
 
     def __del__(self) -> None:
         # It may run in any thread, amid anything, and at the end of the process.
-        leases = [lease for lease in self.leases.values() if lease.pid == os.getpid() and not lease.closed]
+        leases = [lease for lease in self.leases.values() if lease.pid == os.getpid() and not lease.given_up]
         if not leases or sys.is_finalizing():
             return
         try:

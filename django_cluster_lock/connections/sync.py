@@ -221,6 +221,7 @@ class Connections:
                         continue
                     answered = time.monotonic()
                     outcomes[place] = Answer(values, sent, answered)
+                    del open_[place]  # before it is given back: what interrupts us must not close it for its next user
                     selector.unregister(wire.socket)
                     wire.pool.give(wire, answered)
                     if self._watching is None:
@@ -228,7 +229,7 @@ class Connections:
                 except FAILURES as error:
                     selector.unregister(wire.socket)
                     outcomes[place] = self._given_up(sends[place], wire, error, sent)
-                del open_[place]
+                    open_.pop(place, None)
 
     def forget(self, *, close: bool = True) -> None:
         """Drop all idle connections; after a fork without closing what the parent still uses."""

@@ -119,7 +119,7 @@ class Flight(Lock):
     def land(self, outcome: Packed | None = None, *, ended: bool = True, kept: str = "") -> str:
         """Ends the flight; see `Ground.land`."""
         (lease,) = self._give_up()
-        lease.closed = True
+        lease.close()
         run = Landing(self.entry, lease.grant.token, ended=ended, kept=kept, copied=self.copied, place=self.place)
         status = self.ground.land(run, outcome, after=self.task_id, delay=self.retry_delay or 0.0)
         if self._unanswered:
@@ -141,11 +141,11 @@ class Flight(Lock):
             place=place,
         )
         if isinstance(reply, Grant):
-            self._hold(Place.here(), [reply], terms)
+            self._hold(Place.here(), [reply], terms, {})
         return reply
 
-    def _hold(self, place: Place, grants: Any, terms: Terms, kept: Any = None) -> None:
-        super()._hold(place, grants, terms, kept)
+    def _hold(self, place: Place, grants: Any, terms: Terms, kept: Any, *, scoped: bool = False) -> None:
+        super()._hold(place, grants, terms, kept, scoped=scoped)
         if not self.task_id:  # it will be released like any lock: only then what it kept waiting is looked for
             for lease in self._held():
                 lease.on_freed = partial(_publish_parked, self.ground)
