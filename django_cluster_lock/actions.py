@@ -13,6 +13,7 @@ Node: TypeAlias = tuple[str, int]
 Address: TypeAlias = tuple[bytes, bytes]  # host and port, as a primary tells them of its replicas
 Command: TypeAlias = tuple[bytes, ...]
 
+LONGEST_TOLD = 1000  # characters of an error
 BRIEFLY = 0.5  # seconds for what is asked beside the point: enough to set TLS up for it on a loaded machine
 OVERTIME = 0.15  # seconds past the caller's time in which the answer to a last question may still come
 # Errors that pass: of a cluster that moves or fails over, of a server that is short of memory, disk or replicas.
@@ -152,7 +153,10 @@ Actions: TypeAlias = Generator[Action, Any, T]
 
 
 class Refusal(Exception):
-    """An error answer of a server."""
+    """An error answer of a server; one that is long is cut off."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]}...")
 
     @property
     def code(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 
 from django_cluster_lock.acknowledgement import NOT_ASKED, Acknowledged, check_replicas
 from django_cluster_lock.actions import Actions, Answer, Command, NoAnswer, Node, Refusal, Routes
+from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.exchange import command, replied, request_all
 from django_cluster_lock.layout import sent
 from django_cluster_lock.protocol import Call, Reply
@@ -54,7 +55,10 @@ def _result(call: Call, answer: Answer, place: int, acknowledged: Acknowledged) 
     value = answer.values[place]
     if isinstance(value, Refusal):
         return value
-    return replied(answer, value, acknowledged if call.replicas != 0 else NOT_ASKED)
+    try:
+        return replied(call, answer, value, acknowledged if call.replicas != 0 else NOT_ASKED)
+    except LockUnavailable as error:  # it is no answer of the script
+        return NoAnswer(str(error), answer.now, answer.sent)
 
 
 def _is_unknown(value: object) -> bool:

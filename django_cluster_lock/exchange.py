@@ -30,6 +30,7 @@ from django_cluster_lock.actions import (
 from django_cluster_lock.errors import LockError, LockUnavailable
 from django_cluster_lock.layout import is_outdated, learn, learn_from, update
 from django_cluster_lock.protocol import GRACE, Batch, Call, Flow, Replies, Reply, Step
+from django_cluster_lock.scripts import answers
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
                 if is_outdated(routes, outcome.now):
                     assert course.node is not None
                     yield from update(routes, course.node, outcome.now)
-                return replied(outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)
+                return replied(call, outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)
             if value.code == "READONLY" and course.node:
                 yield Forget(course.node)
             course.refused(value, outcome.now)
@@ -169,7 +170,7 @@ class Course:
 
     def rest_after(self, answer: Answer, value: object) -> float:
         """How long to rest before the next slice: a slot on the move refuses the sleep, and must not make us spin."""
-        waits = isinstance(value, list) and value[0] == b"queued"
+        waits = isinstance(value, list) and value[:1] == [b"queued"]
         kept_awake = waits and isinstance(answer.values[0], Refusal)
         return min(self.call.block.seconds, LONGEST_PAUSE) if kept_awake and self.call.block else 0.0
 
@@ -260,13 +261,26 @@ class Course:
 
 
 def replied(
-    answer: Answer, value: object, by: Acknowledged, first: float | None = None, *, unanswered: bool = False
+    call: Call, answer: Answer, value: object, by: Acknowledged, first: float | None = None, *, unanswered: bool = False
 ) -> Reply:
     """Return a script's answer, and who acknowledged it, in the protocol's terms."""
-    status, details = (value[0], value[1:]) if isinstance(value, list) else (value, ())
-    assert isinstance(status, bytes)
+    status, details = understood(call, value)
     first = first or answer.sent
     return Reply(status, details, answer.sent, answer.now, by.by, by.needed, first, unanswered, by.objection)
+
+
+def understood(call: Call, value: object) -> tuple[bytes, Sequence[object]]:
+    """Return the status that a script answered, and what follows it.
+
+    Raises:
+        LockUnavailable: it is no answer of that script, but of a proxy, say, or of a server that is no Redis.
+    """
+    read = answers.read(call.script.name, value)
+    if read is None:
+        error = LockUnavailable(call.keys.name, f"its server gave an answer that makes no sense: {repr(value)[:200]}")
+        error.unanswered = True
+        raise error
+    return read
 
 
 def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Replies]:
@@ -309,7 +323,10 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
                     if by is None:
                         more_to_wait_for.append(position)
                     else:
-                        results[position] = replied(shared, value, by)
+                        try:
+                            results[position] = replied(call, shared, value, by)
+                        except LockUnavailable as error:
+                            results[position] = error
                     continue
                 if unknown and value.code == "NOSCRIPT":
                     again.append(position)  # the node has learned the script from the first that it did not know

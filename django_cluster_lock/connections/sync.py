@@ -35,11 +35,11 @@ NOTICEABLE = 0.05  # seconds of waiting for a connection that count for the time
 class Wire:
     """One connection to a node, open once `open` has returned."""
 
+    pool: "Pool[Wire]"
+
     def __init__(self, options: ConnectionOptions, node: Node) -> None:
         self._options, self._node = options, node
-        self.is_open = False
-        self.used_at = 0.0
-        self.pool: Pool[Wire]
+        self.is_open, self.used_at = False, 0.0
 
     def open(self, timeout: float) -> None:
         self._connection = self._options.connection(self._node, timeout)

@@ -11,6 +11,8 @@ from django_cluster_lock.actions import Answer, Command, NoAnswer, Refusal, Send
 CHUNK = 65536  # more than a record of TLS holds: of one read in part, a selector does not see the rest
 FAILURES = (OSError, RedisError)
 NONE_CAME = "all connections to it are in use, as many as max_connections allows"
+LONGEST_LINE = 65536  # bytes of an error or status: each chunk of it is looked through from its start
+_LINES = (b"+", b"-", b":")
 _NOTHING = object()
 
 
@@ -18,27 +20,37 @@ class Inbox:
     """Takes in bytes, gives out answers; error answers are `Refusal` objects among them."""
 
     def __init__(self) -> None:
-        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=Refusal, notEnoughData=_NOTHING)
+        self.reader = hiredis.Reader(protocolError=InvalidResponse, replyError=Refusal, notEnoughData=_NOTHING)
+        self._is_empty, self.begins = True, b""  # the first byte of what comes in, where known
 
     def feed(self, data: bytes) -> None:
         if not data:
             raise ConnectionError("the server closed the connection")
-        self._reader.feed(data)
+        if self._is_empty:
+            self._is_empty, self.begins = False, data[:1]
+        self.reader.feed(data)
 
     def take(self, values: list[object], count: int) -> bool:
-        """Add the answers that are complete; return whether there are that many now.
-
-        Raises:
-            redis.exceptions.InvalidResponse: there are more, and so it is not known which answers what.
-        """
-        for _ in range(count - len(values)):
-            value = self._reader.gets()
+        """Add the answers that are complete; return whether there are that many now. More are a failure."""
+        known = len(values)
+        for _ in range(count - known):
+            value = self.reader.gets()
             if value is _NOTHING:
+                refuse_endless(self, others=len(values) > known)
                 return False
             values.append(value)
-        if self._reader.has_data():
-            raise InvalidResponse("it gave more answers than it was asked for")
+        if self.reader.has_data():
+            raise InvalidResponse("it gave more answers than it was asked for")  # which of them answers what?
+        self._is_empty = True
         return True
+
+
+def refuse_endless(inbox: Inbox, *, others: bool) -> None:
+    """Raise InvalidResponse if what comes in is a line that is too long; not known if others came just before it."""
+    if others:
+        inbox.begins = b""
+    elif inbox.begins in _LINES and inbox.reader.len() > LONGEST_LINE:
+        raise InvalidResponse(f"its answer is a line of more than {LONGEST_LINE} bytes")
 
 
 def pack(commands: Sequence[Command]) -> bytes:

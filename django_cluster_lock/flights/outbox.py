@@ -199,7 +199,7 @@ def course(outbox: Outbox, entry: str, *, deadline: float) -> Flow[str]:
 def queued_for(outbox: Outbox, *, deadline: float) -> Flow[str]:
     """The entry whose claim has the lock; empty if none has."""
     reply = yield from protocol.ask(Call(outbox.lock, scripts.LOOK, (), deadline))
-    token, *_, task = reply.details or (b"", b"")
+    token, *_, task = reply.details if reply.status == b"held" else (b"", b"")
     if not token.startswith(b"~"):
         return ""
     _, attempt, _ = token.split(b"~", 2)

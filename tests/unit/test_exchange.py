@@ -1,17 +1,22 @@
 """One call, carried through whatever a cluster does meanwhile; the nodes are answered for by hand."""
 
 from collections import Counter
+from contextlib import suppress
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from django_cluster_lock import exchange, layout, scripts
+from django_cluster_lock import exchange, layout, protocol, scripts
 from django_cluster_lock.acknowledgement import INFO, ROLE
 from django_cluster_lock.actions import BRIEFLY, Answer, Forget, NoAnswer, Pause, Refusal, Retain, Send, SendAll
 from django_cluster_lock.connections.topology import Topology
-from django_cluster_lock.errors import LockUnavailable
+from django_cluster_lock.errors import LockError, LockUnavailable
+from django_cluster_lock.flights import outbox
 from django_cluster_lock.layout import LAYOUT, LEARNING_TAKES
-from django_cluster_lock.names import keys_of
+from django_cluster_lock.names import keys_of, outbox_keys
 from django_cluster_lock.protocol import Batch, Block, Call
+from django_cluster_lock.scripts import answers
 
 A, B, C = ("10.0.0.1", 7000), ("10.0.0.2", 7000), ("10.0.0.3", 7000)
 NODES = b"""\
@@ -84,6 +89,9 @@ class Cluster:
             if isinstance(call, Batch)
             else exchange.exchange(call, self.routes)
         )
+        return self.run(flow)
+
+    def run(self, flow):
         outcome = None
         while True:
             try:
@@ -722,7 +730,7 @@ def test_a_sleep_that_ran_out_is_an_answer_too():
 
 
 def test_a_sleep_that_is_refused_does_not_make_a_waiter_spin():
-    cluster = Cluster([Refusal("ASK 5 10.0.0.3:7000"), [b"queued", 5000, 1], 1])
+    cluster = Cluster([Refusal("ASK 5 10.0.0.3:7000"), [b"queued", 5000, 1, b"host", b"1", b"main", None], 1])
     assert cluster.carry(calling(block=Block(b"wake", 2.5))).status == b"queued"
     assert cluster.pauses == [exchange.LONGEST_PAUSE]
 
@@ -865,3 +873,70 @@ def test_what_interrupts_a_request_reaches_the_flow():
     with pytest.raises(KeyboardInterrupt):
         carried.send(Answer([b"released"], 0.0, 0.1))
     assert len(seen) == 1
+
+
+ANY = st.recursive(
+    st.none() | st.integers() | st.binary(max_size=4) | st.just(Refusal("WRONG answer")),
+    lambda values: st.lists(values, max_size=8),
+    max_leaves=12,
+)
+STATUSES = sorted({status for statuses in answers.ANSWERS.values() for status in statuses})
+ODD = ANY | st.builds(lambda status, details: [status, *details], st.sampled_from(STATUSES), st.lists(ANY, max_size=8))
+GRANT = protocol.Grant(OF_A[0], b"T", 7, 1005.0, unanswered=False)
+TERMS = protocol.Terms(3.0, 0.2, 0, (b"host", b"1", b"main", b""), 1.0)
+OUTBOX = outbox.Outbox(OF_A[0], outbox_keys("unit", OF_A[0]), b"join")
+
+
+def landed():
+    arguments = (b"T", TERMS), b"1", []
+    reply = yield from outbox.land(OUTBOX, outbox.Landing("id:0"), *arguments, outcome=b"", deadline=1000.1)
+    return outbox.parked_of(reply) if reply.status in (b"settle", b"next") else None
+
+
+FLOWS = [
+    lambda: protocol.acquire(OF_A[0], b"T", TERMS, now=1000.0, until=1000.1, blocking=True),
+    lambda: protocol.acquire(OF_A[0], b"T", TERMS, now=1000.0, until=1000.1, blocking=False),
+    lambda: protocol.release(GRANT, deadline=1000.1, valid_until=1005.0),
+    lambda: protocol.release_all([GRANT] * 2, deadline=1000.1, valid_until=1005.0),
+    lambda: protocol.renew(GRANT, TERMS, deadline=1000.1),
+    lambda: outbox.claim(OUTBOX, b"T", TERMS, "id:0", now=1000.0),
+    lambda: outbox.start(OUTBOX, b"T", TERMS, "id:0", now=1000.0, claim_terms=TERMS),
+    landed,
+    lambda: outbox.queued_for(OUTBOX, deadline=1000.1),
+    lambda: outbox.course(OUTBOX, "id:0", deadline=1000.1),
+]
+
+
+class Odd(Cluster):
+    """Nodes that answer something else than they are asked, as a proxy may, or a server that is no Redis."""
+
+    def perform(self, action):
+        if isinstance(action, Send) and tuple(action.commands) != LAYOUT_WANTED:
+            self.now += STEP
+            return Answer([self.answers[0] for _ in action.commands], self.now - STEP, self.now)
+        return super().perform(action)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@settings(max_examples=25, deadline=None)
+@given(ODD)
+@example([])
+@example(None)
+@example([b"own"])
+@example([b"queued", 5, 1, 5])
+@example([b"free", 5])
+@example([b"settle", b"id:0", b"1", b"message", b"id:1"])
+def test_odd_answers_are_errors_of_the_lock(flow, odd):
+    cluster = Odd(odd)
+    with suppress(LockError):
+        cluster.run(exchange.carry(flow(), cluster.routes))
+
+
+def test_an_odd_answer_is_told():
+    cluster = Cluster([[b"HTTP", 400]])
+    with pytest.raises(LockUnavailable, match=r"makes no sense: \[b'HTTP', 400\]") as caught:
+        cluster.carry(calling(replicas=0))
+    assert caught.value.unanswered
+    first, second = Cluster([OWN, 5]).carry(Batch([calling(replicas=0), calling(OF_A[1], replicas=0)]))
+    assert first.status == b"own"
+    assert isinstance(second, LockUnavailable)
