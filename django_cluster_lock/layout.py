@@ -43,7 +43,10 @@ def update(routes: Routes, node: Node, now: float) -> Actions[None]:
 
 def learn_from(routes: Routes, node: Node, deadline: float = 0.0) -> Actions[Answer | NoAnswer]:
     """Learn the layout from one node, and give its answer."""
-    outcome = yield from sent(_request(node, deadline))
+    # A node that was silent gets more time: on a loaded machine a connection by TLS may take longer than usual.
+    at_most = BRIEFLY * (1 + min(routes.silences(node), 3))
+    request = Send(node, LAYOUT, 0, deadline, reserved=True, overtime=_overtime(deadline), at_most=at_most)
+    outcome = yield from sent(request)
     routes.learned_at = outcome.now
     if isinstance(outcome, NoAnswer):
         routes.suspect(node)
@@ -52,10 +55,6 @@ def learn_from(routes: Routes, node: Node, deadline: float = 0.0) -> Actions[Ans
     else:
         yield Retain(frozenset(routes.candidates()))
     return outcome
-
-
-def _request(node: Node, deadline: float) -> Send:
-    return Send(node, LAYOUT, 0, deadline, reserved=True, overtime=_overtime(deadline), at_most=BRIEFLY)
 
 
 def learn(

@@ -135,6 +135,10 @@ class Topology:
         """Note that a node did not answer, so that others are asked for the layout first."""
         self._suspects[node] = self._suspects.get(node, 0) + 1
 
+    def silences(self, node: Node) -> int:
+        """Return how often a node did not answer since it last did."""
+        return self._suspects.get(node, 0)
+
     def candidates(self) -> list[Node]:
         """Return whom to ask for the layout, the most promising first."""
         nodes = list(dict.fromkeys((*self._primaries, *self.startup)))

@@ -46,6 +46,9 @@ class OneShard:
     def suspect(self, node):
         pass
 
+    def silences(self, node):
+        return 0
+
     def candidates(self):
         return []
 

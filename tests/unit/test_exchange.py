@@ -484,6 +484,25 @@ def test_connections_to_nodes_that_are_no_longer_in_the_layout_are_closed():
     assert cluster.closed == [Retain(frozenset([A, B]))]
 
 
+def test_a_node_that_was_silent_gets_more_time_to_tell_the_layout():
+    """A connection may take longer than usual, on a loaded machine and by TLS."""
+    cluster = Cluster([OWN, 1], known=False, layout={})
+    limits = {A: [], B: []}
+    perform = cluster.perform
+
+    def noted(action):
+        if isinstance(action, Send):
+            limits[action.node].append(action.at_most)
+        return perform(action)
+
+    cluster.perform = noted
+    with pytest.raises(LockUnavailable):
+        cluster.carry(calling())
+    for asked in limits.values():
+        assert asked[:4] == [BRIEFLY, 2 * BRIEFLY, 3 * BRIEFLY, 4 * BRIEFLY]
+        assert max(asked) == 4 * BRIEFLY
+
+
 def test_no_node_tells_the_layout():
     cluster = Cluster([OWN, 1], known=False, layout={})
     with pytest.raises(LockUnavailable, match="silent") as caught:
