@@ -4,6 +4,7 @@ Promise 1 may be broken by faults that are outside of its assumptions: overlaps 
 counted apart. Promise 2 has no such exceptions.
 """
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -263,7 +264,9 @@ def overtaken(attempts, history):
 
 
 def in_calm(attempt, history):
-    """Whether nothing happened that may cost a waiter its place."""
+    """Whether nothing happened that may cost a waiter its place; a client that has just started has none yet."""
+    if attempt.called < history.first_calls.get(attempt.client, -math.inf) + CALM:
+        return False
     span = attempt.called - CALM, attempt.returned + CALM
     return not any(
         (attempt.lock in happening.locks or attempt.client in happening.clients)

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 LOG = ".log"
@@ -117,6 +118,14 @@ class History:
     deaths: dict[str, float] = field(default_factory=dict)
     warm: float = 0.0
     end: float = 0.0
+
+    @cached_property
+    def first_calls(self):
+        """When each client first asked for a lock."""
+        firsts = {}
+        for attempt in self.attempts:
+            firsts[attempt.client] = min(attempt.called, firsts.get(attempt.client, math.inf))
+        return firsts
 
 
 def read(folder):

@@ -40,10 +40,10 @@ def outside(injected=1.0, over=2.0, locks=("a",), *, holds=False, in_order=True)
 
 def test_a_history_without_faults():
     found = verdict(
-        [lease("x", 1, 2, 10), lease("y", 2.1, 3, 11), lease("x", 3.5, 4, 12)],
+        [lease("x", 11, 12, 10), lease("y", 12.1, 13, 11), lease("x", 13.5, 14, 12)],
         commits=commits((0, 10), (1, 11), (2, 12)),
     )
-    assert (found.leases, found.commits, found.in_order) == (3, 3, 3)
+    assert (found.leases, found.commits, found.in_order) == (3, 3, 1)  # both had just started before
     assert not (found.overlaps + found.overlaps_outside + found.disorder + found.stale + found.hangs + found.overtaken)
 
 
@@ -259,11 +259,13 @@ def test_locks_that_are_to_be_had_again_and_are_not():
 
 
 def test_a_waiter_that_is_overtaken():
-    attempts = [lease("first", 5, 6, 12, called=1), lease("second", 3, 4, 11, called=2)]
+    earlier = [lease(client, 0, 0.1, 1, lock="b", called=-2) for client in ("first", "second")]
+    attempts = [*earlier, lease("first", 5, 6, 12, called=1), lease("second", 3, 4, 11, called=2)]
     (found,) = verdict(attempts).overtaken
     assert found.clients == ("second", "first")
     assert not verdict(attempts, happenings=[outside(holds=True)]).overtaken
     assert not verdict(attempts, pauses={"first": [(2.0, 2.5)]}).overtaken
+    assert not verdict(attempts[1:]).overtaken  # it had just started, and was not in the queue yet
 
 
 def test_an_error_that_is_none_of_the_locks():
