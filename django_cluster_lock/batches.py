@@ -10,7 +10,7 @@ from django_cluster_lock.acknowledgement import NOT_ASKED, Acknowledged, check_r
 from django_cluster_lock.actions import Actions, Answer, Command, NoAnswer, Node, Refusal, Routes
 from django_cluster_lock.errors import LockUnavailable
 from django_cluster_lock.exchange import command, replied, request_all
-from django_cluster_lock.layout import sent
+from django_cluster_lock.layout import learn_own, sent
 from django_cluster_lock.protocol import Call, Reply
 from django_cluster_lock.scripts import Script
 
@@ -22,14 +22,12 @@ def ask_node(
     *,
     asking: Collection[int] = (),
     in_full: Collection[Script] = (),
-    repeats: int = 0,
 ) -> Actions[list[Reply | Refusal | NoAnswer]]:
     """Send calls to a node in one write, with one wait for its replicas; return for each its reply or its failure.
 
     Args:
         asking: the positions of those whose slot's owner sent them here for this once.
         in_full: the scripts that the node turned out not to know.
-        repeats: how often they were sent before, to wait for more replicas.
     """
     commands, places, unknown = list[Command](), list[int](), set(in_full)
     for position, call in enumerate(calls):
@@ -38,16 +36,16 @@ def ask_node(
         places.append(len(commands))
         commands.append(command(call, in_full=call.script in unknown))
         unknown.discard(call.script)  # from then on it knows it
-    check = check_replicas(calls, routes, node, repeats)
+    if routes.required(node) is None and any(call.replicas is None for call in calls):
+        yield from learn_own(routes, node)
+    check = check_replicas(calls, routes, node)
     outcome = yield from sent(request_all(calls, node, check, commands))
     if isinstance(outcome, NoAnswer):
         return [outcome] * len(calls)
     missing = {call.script for call, place in zip(calls, places, strict=True) if _is_unknown(outcome.values[place])}
     if missing and not in_full:
-        return (yield from ask_node(node, calls, routes, asking=asking, in_full=missing, repeats=repeats))
+        return (yield from ask_node(node, calls, routes, asking=asking, in_full=missing))
     acknowledged = NOT_ASKED if check is None else (yield from check.settle(outcome))
-    if acknowledged is None:
-        return (yield from ask_node(node, calls, routes, asking=asking, in_full=in_full, repeats=repeats + 1))
     return [_result(call, outcome, place, acknowledged) for call, place in zip(calls, places, strict=True)]
 
 

@@ -7,7 +7,6 @@ deadline. (Redis Cluster specification, "MOVED Redirection", "ASK redirection", 
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from django_cluster_lock.acknowledgement import NOT_ASKED, Acknowledged, ReplicaCheck, check_replicas
@@ -28,7 +27,7 @@ from django_cluster_lock.actions import (
     SendAll,
 )
 from django_cluster_lock.errors import LockError, LockUnavailable
-from django_cluster_lock.layout import is_outdated, learn, learn_from, update
+from django_cluster_lock.layout import is_outdated, learn, learn_own, update
 from django_cluster_lock.protocol import GRACE, Batch, Call, Flow, Replies, Reply, Step
 from django_cluster_lock.scripts import answers
 
@@ -85,7 +84,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
                 course.find_node()
             if course.node and call.replicas is None and routes.required(course.node) is None:
                 # Who has to acknowledge it is not known there yet.
-                yield from learn_from(routes, course.node, call.deadline)
+                yield from learn_own(routes, course.node, call.deadline)
             try:
                 outcome = (yield course.request()) if course.node else (yield from course.nowhere())
             except NoAnswer as failure:
@@ -94,18 +93,15 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
             value = outcome.values[course.skips]
             if not isinstance(value, Refusal):
                 check = course.replica_check
-                acknowledged = NOT_ASKED if check is None else check.settled(outcome)
-                if acknowledged is None and check:
-                    acknowledged = yield from check.settle(outcome)
+                acknowledged = NOT_ASKED if check is None else check.in_ordinary_case(outcome)
                 if acknowledged is None:
-                    course.repeat()
-                    outcome = None
-                    continue
+                    assert check is not None
+                    acknowledged = yield from check.settle(outcome)
                 if course.blocking and (rest := course.rest_after(outcome, value)):
                     outcome = outcome._replace(now=(yield Pause(rest)))
-                if is_outdated(routes, outcome.now):
-                    assert course.node is not None
-                    yield from update(routes, course.node, outcome.now)
+                assert course.node is not None
+                if is_outdated(routes, course.node, outcome.now):
+                    yield from update(routes, course.node)
                 return replied(call, outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)
             if value.code == "READONLY" and course.node:
                 yield Forget(course.node)
@@ -128,7 +124,6 @@ class Course:
 
     asking = in_full = layout_is_old = unanswered = False
     skips = 0  # how many answers come before the script's
-    repeats = 0  # for the sake of replicas that were not waited for
     replica_check: ReplicaCheck | None = None
     first_sent: float | None = None
     pause = 0.0
@@ -137,6 +132,7 @@ class Course:
     _backoff = FIRST_PAUSE
     _redirections = 0
     _reason = ""  # why the last attempt failed
+    _tried_at = float("-inf")  # when
 
     def __init__(self, call: Call, routes: Routes) -> None:
         self.call, self.routes = call, routes
@@ -156,17 +152,16 @@ class Course:
         self.skips = len(commands)
         commands.append(command(call, in_full=self.in_full))
         if call.replicas != 0:
-            check = ReplicaCheck(call.replicas, call.acknowledged_within, self.routes, self.node, self.repeats)
+            within = call.acknowledged_within
+            if call.deadline:  # what was done before has taken some of the time
+                left = call.deadline - max(self._tried_at, self.routes.learned_at)
+                within = min(within, max(left / 2, GRACE))
+            check = ReplicaCheck(call.replicas, within, self.routes, self.node)
             self.replica_check = check
             commands += check.commands
             blocks += check.blocks
         block = call.block if self.blocking else None
         return Send(self.node, commands, blocks, call.deadline, call.script.reserved, block, overtime_of(call, blocks))
-
-    def repeat(self) -> None:
-        """Do it again at once at the same node, which has more replicas than were waited for."""
-        self.repeats += 1
-        self._at_once(self.node)
 
     def rest_after(self, answer: Answer, value: object) -> float:
         """How long to rest before the next slice: a slot on the move refuses the sleep, and must not make us spin."""
@@ -242,6 +237,7 @@ class Course:
         return min(self.pause, max(left, 0.001))
 
     def _later(self, reason: str, now: float) -> None:
+        self._tried_at = now
         if self.call.once and self.unanswered:
             raise self._unavailable(reason)
         if now >= self.call.deadline:
@@ -250,9 +246,6 @@ class Course:
         self._at_once(None)
         self.pause, self.layout_is_old = self._backoff, True
         self._backoff = min(self._backoff * 2, LONGEST_PAUSE)
-        for_replicas = max((self.call.deadline - now) / 2, GRACE)
-        if for_replicas < self.call.acknowledged_within:
-            self.call = replace(self.call, acknowledged_within=for_replicas)
 
     def _unavailable(self, reason: str) -> LockUnavailable:
         error = LockUnavailable(self.call.keys.name, reason)
@@ -265,8 +258,8 @@ def replied(
 ) -> Reply:
     """Return a script's answer, and who acknowledged it, in the protocol's terms."""
     status, details = understood(call, value)
-    first = first or answer.sent
-    return Reply(status, details, answer.sent, answer.now, by.by, by.needed, first, unanswered, by.objection)
+    first, now = first or answer.sent, max(answer.now, by.now)
+    return Reply(status, details, answer.sent, now, by.by, by.needed, first, unanswered, by.objection)
 
 
 def understood(call: Call, value: object) -> tuple[bytes, Sequence[object]]:
@@ -283,7 +276,7 @@ def understood(call: Call, value: object) -> tuple[bytes, Sequence[object]]:
     return read
 
 
-def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Replies]:
+def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
     """Several calls at once, one write and one WAIT to each node; those that were refused go on one by one."""
     deadline = max(call.deadline for call in batch.calls)
     if any(routes.primary(call.keys.slot) is None for call in batch.calls):
@@ -295,11 +288,13 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
     for node, positions in by_node.items():
         if node is not None:
             calls = [batch.calls[position] for position in positions]
-            check = checks[node] = check_replicas(calls, routes, node, repeats)
+            if routes.required(node) is None and any(call.replicas is None for call in calls):
+                yield from learn_own(routes, node, deadline)
+            check = checks[node] = check_replicas(calls, routes, node)
             sends[node] = request_all(calls, node, check)
     outcomes: list[Answer | NoAnswer] = yield SendAll(list(sends.values()))
     answered: dict[Node | None, Answer | NoAnswer] = dict(zip(sends, outcomes, strict=True))
-    acknowledged: dict[Node | None, Acknowledged | None] = {}
+    acknowledged: dict[Node | None, Acknowledged] = {}
     for node, outcome in answered.items():
         if isinstance(outcome, Answer):
             acknowledged[node] = NOT_ASKED if (check := checks[node]) is None else (yield from check.settle(outcome))
@@ -310,7 +305,6 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
                 yield from learn(routes, outcome.now, deadline)
     results: dict[int, Reply | LockError] = {}
     again: list[int] = []
-    more_to_wait_for: list[int] = []
     for node, positions in by_node.items():
         shared = answered.get(node)
         unknown = False
@@ -320,13 +314,10 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
                 value = shared.values[place]
                 if not isinstance(value, Refusal):
                     by = acknowledged[node] if call.replicas != 0 else NOT_ASKED
-                    if by is None:
-                        more_to_wait_for.append(position)
-                    else:
-                        try:
-                            results[position] = replied(call, shared, value, by)
-                        except LockUnavailable as error:
-                            results[position] = error
+                    try:
+                        results[position] = replied(call, shared, value, by)
+                    except LockUnavailable as error:
+                        results[position] = error
                     continue
                 if unknown and value.code == "NOSCRIPT":
                     again.append(position)  # the node has learned the script from the first that it did not know
@@ -337,13 +328,12 @@ def exchange_all(batch: Batch, routes: Routes, repeats: int = 0) -> Actions[Repl
                 results[position] = yield from exchange(call, routes, own)
             except LockError as error:
                 results[position] = error
-    for those, repeated in ((again, repeats), (more_to_wait_for, repeats + 1)):
-        if those:
-            replies = yield from exchange_all(Batch([batch.calls[position] for position in those]), routes, repeated)
-            results.update(zip(those, replies, strict=True))
+    if again:
+        replies = yield from exchange_all(Batch([batch.calls[position] for position in again]), routes)
+        results.update(zip(again, replies, strict=True))
     for node, outcome in answered.items():
-        if node is not None and isinstance(outcome, Answer) and is_outdated(routes, outcome.now):
-            yield from update(routes, node, outcome.now)
+        if node is not None and isinstance(outcome, Answer) and is_outdated(routes, node, outcome.now):
+            yield from update(routes, node)
     return [results[position] for position in range(len(batch.calls))]
 
 

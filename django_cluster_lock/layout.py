@@ -30,15 +30,33 @@ LAYOUT_KEY = "layout"
 FIRST_LOOK, LONGEST_LOOK, LEARNING_TAKES = 0.005, 0.05, 1.0
 
 
-def is_outdated(routes: Routes, now: float) -> bool:
-    """Return whether the layout is to be learned anew: nobody is told of replicas that are added or forgotten."""
-    return now - routes.learned_at >= LAYOUT_LASTS
+def is_outdated(routes: Routes, node: Node, now: float) -> bool:
+    """Return whether a node is to tell the layout anew: nobody is told of replicas that are added or forgotten."""
+    return now - routes.told_at(node) >= LAYOUT_LASTS
 
 
-def update(routes: Routes, node: Node, now: float) -> Actions[None]:
-    """Learn the layout anew from a node that has just answered: no other one may keep a call waiting."""
-    routes.learned_at = now  # whoever comes next need not
-    yield from learn_from(routes, node)
+def update(routes: Routes, node: Node) -> Actions[None]:
+    """Learn the layout anew from a node that has just answered, unless another call does: nobody is kept waiting."""
+    if _key_of(node) not in routes.learning:
+        yield from learn_own(routes, node)
+
+
+def learn_own(routes: Routes, node: Node, deadline: float = 0.0) -> Actions[None]:
+    """Have a node tell itself who belongs to its shard. One call asks at a time, the others wait for it."""
+    own, key = Learning(), _key_of(node)
+    other = routes.learning.setdefault(key, own)  # one step, also among threads
+    if other is not own:
+        yield from _waited_for(other, routes, deadline, key)
+        return
+    try:
+        yield from learn_from(routes, node, deadline)
+    finally:
+        if routes.learning.get(key) is own:
+            del routes.learning[key]
+
+
+def _key_of(node: Node) -> str:
+    return f"{node[0]}:{node[1]}"
 
 
 def learn_from(routes: Routes, node: Node, deadline: float = 0.0) -> Actions[Answer | NoAnswer]:
@@ -47,12 +65,12 @@ def learn_from(routes: Routes, node: Node, deadline: float = 0.0) -> Actions[Ans
     at_most = BRIEFLY * (1 + min(routes.silences(node), 3))
     request = Send(node, LAYOUT, 0, deadline, reserved=True, overtime=_overtime(deadline), at_most=at_most)
     outcome = yield from sent(request)
-    routes.learned_at = outcome.now
     if isinstance(outcome, NoAnswer):
         routes.suspect(node)
-    elif not routes.learn(outcome.values, node):
+    elif not routes.learn(outcome.values, node, outcome.now):
         return NoAnswer("", outcome.now, outcome.sent)
     else:
+        routes.learned_at = outcome.now
         yield Retain(frozenset(routes.candidates()))
     return outcome
 
@@ -87,13 +105,13 @@ def learn(
     return own.silence
 
 
-def _waited_for(other: Learning, routes: Routes, deadline: float) -> Actions[bool]:
+def _waited_for(other: Learning, routes: Routes, deadline: float, key: str = LAYOUT_KEY) -> Actions[bool]:
     """Wait until another call has learned the layout or the deadline is over; False if it takes too long."""
     now: float = yield Pause(FIRST_LOOK)
     until, overdue, look = max(deadline, now) + _overtime(deadline), now + LEARNING_TAKES, FIRST_LOOK
-    while routes.learning.get(LAYOUT_KEY) is other and now < until:
+    while routes.learning.get(key) is other and now < until:
         if now >= overdue:  # it hangs, or was interrupted where it could not tell
-            routes.learning.pop(LAYOUT_KEY, None)
+            routes.learning.pop(key, None)
             return False
         look = min(look * 2, LONGEST_LOOK)
         now = yield Pause(look)
@@ -105,6 +123,7 @@ def learn_from_any(routes: Routes, deadline: float = math.inf) -> Actions[str]:
     silence = ""
     for node in routes.candidates():
         outcome = yield from learn_from(routes, node, deadline)
+        routes.learned_at = outcome.now  # or asked for in vain: nobody asks again at once
         if isinstance(outcome, Answer):
             return ""
         silence = outcome.reason or silence

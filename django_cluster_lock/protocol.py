@@ -139,13 +139,16 @@ def acquire(
         LockBusy, LockTimeout: others hold or wait for it, and it was not to be waited for, or not that long.
         LockUnavailable, LockNotReplicated: its shard did not answer, or too few replicas acknowledged the lease.
     """
-    unanswered = False
+    unanswered, short = False, None
     deadline = until if blocking else now + terms.patience
     waiter: Waiter | None = None
     try:
         call = attempt(keys, token, terms, now=now, deadline=deadline, queues=blocking)
         while True:
-            reply: Reply = yield call
+            try:
+                reply: Reply = yield call
+            except LockUnavailable as error:
+                raise told_by(error, keys, short) from None
             unanswered = unanswered or reply.unanswered
             own = reply.status == b"own"
             late = own and reply.now >= reply.sent + terms.timeout  # its answer took longer than the lease lasts
@@ -161,6 +164,7 @@ def acquire(
                 raise busy(keys, reply, LockTimeout)
             if keep:
                 keep[:] = yield from keep_all(keep, terms)
+            short = reply if own and not late else None
             seconds = 0.0 if late else min(RECHECK, deadline - reply.now) if own else nap(reply, until, terms)
             waiter = waiter or Waiter()
             block = Block(keys.wake + token, seconds, waiter) if seconds else None
@@ -220,6 +224,15 @@ def not_replicated(keys: Keys, reply: Reply) -> LockNotReplicated:
     """Return the error for a write that too few replicas have, with the reason if one is known."""
     why = f" ({reply.objection})" if reply.objection else ""
     return LockNotReplicated(keys.name, f"{reply.acks} of {reply.needed} replicas acknowledged it{why}")
+
+
+def told_by(error: LockUnavailable, keys: Keys, short: Reply | None) -> LockUnavailable:
+    """Return the error for a call whose time ran out while it waited for replicas, if it did: that tells more."""
+    if short is None:
+        return error
+    failure = not_replicated(keys, short)
+    failure.unanswered = error.unanswered
+    return failure
 
 
 def give_up(keys: Keys, token: bytes, *, mark: bool, lingers: float = MARK_LIFE) -> Call:
@@ -458,7 +471,10 @@ def ask_until_acknowledged(call: Call) -> Flow[Reply]:
     unanswered = reply.unanswered
     while not is_acknowledged(reply) and reply.now < call.deadline:
         pause = Block(call.keys.wake + call.args[0], min(RECHECK, call.deadline - reply.now))
-        reply = yield replace(call, block=pause)
+        try:
+            reply = yield replace(call, block=pause)
+        except LockUnavailable as error:
+            raise told_by(error, call.keys, reply) from None
         unanswered = reply.unanswered = unanswered or reply.unanswered
     return reply
 

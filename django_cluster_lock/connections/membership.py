@@ -4,12 +4,12 @@ A replica that is down counts, since it may come back and be promoted. So does o
 died: its own configuration lags behind, not its right to be elected (Redis Cluster specification, "Replica election and
 promotion"). And so does that former primary, once it comes back as a replica. CLUSTER FORGET takes a node out.
 
-Servers from Redis 7.2 and Valkey on know for each node to which shard it belongs. Before that, the nodes which a dead
+Servers from Redis 7.2 and Valkey on know for each node to which shard it belongs. Before that, the nodes which a former
 primary left behind are counted where its slots went, as far as this process has seen that; otherwise for every shard
-that has fewer members than the largest one.
+that has fewer members than the largest one, or for all where none has.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from django_cluster_lock.actions import Address
@@ -54,7 +54,12 @@ def parse_nodes(text: str) -> dict[str, Line]:
 
 
 def members_by_primary(
-    lines: Mapping[str, Line], shards: object, owners: Mapping[int, str], served: Mapping[str, int]
+    lines: Mapping[str, Line],
+    shards: object,
+    owners: Mapping[int, str],
+    served: Mapping[str, int],
+    *,
+    knows_shards: bool,
 ) -> dict[str, tuple[Line, ...]]:
     """Return for each primary the other members of its shard.
 
@@ -63,42 +68,63 @@ def members_by_primary(
         shards: the answer to CLUSTER SHARDS, an error where the server does not know it.
         owners: the ids of the primaries that serve these slots.
         served: by a node's id, a slot that its shard has served before.
+        knows_shards: whether the server knows to which shard a node belongs, whomever it follows.
     """
-    followers: dict[str, set[str]] = {node_id: set() for node_id in lines}
+    members: dict[str, set[str]] = {line.id: set() for line in lines.values() if line.is_primary}
+    adrift = set()
     for line in lines.values():
-        if line.follows in followers:
-            followers[line.follows].add(line.id)
-    groups = [group & lines.keys() for group in _ids_by_shard(shards)]
-    members = {}
-    for line in lines.values():
+        primary = _primary_of(line, lines)
+        if primary:
+            members[primary].add(line.id)
+        else:
+            adrift.add(line.id)
+    for group in _ids_by_shard(shards):
+        for primary in group & members.keys():
+            members[primary] |= group & lines.keys()
+    if not knows_shards:
+        _add_left_behind(members, lines, adrift, owners, served)
+    return {
+        primary: tuple(lines[node_id] for node_id in sorted(group - {primary})) for primary, group in members.items()
+    }
+
+
+def _primary_of(line: Line, lines: Mapping[str, Line]) -> str:
+    """Return the id of the primary that a node follows, itself or through other replicas; nothing if it is unknown."""
+    for _ in range(len(lines)):
         if line.is_primary:
-            group = set().union(followers[line.id], *(group for group in groups if line.id in group))
-            members[line.id] = group - {line.id}
-    if not _tells_shards(shards):
-        _add_left_behind(members, lines, followers, owners, served)
-    return {primary: tuple(lines[node_id] for node_id in sorted(group)) for primary, group in members.items()}
+            return line.id
+        if line.follows not in lines:
+            return ""
+        line = lines[line.follows]
+    return ""
 
 
 def _add_left_behind(
     members: dict[str, set[str]],
     lines: Mapping[str, Line],
-    followers: Mapping[str, set[str]],
+    adrift: Set[str],
     owners: Mapping[int, str],
     served: Mapping[str, int],
 ) -> None:
-    """Add to the shards that serve slots the nodes of those whose primary is dead and serves none any more."""
-    serving = [line.id for line in lines.values() if line.is_primary and line.serves]
-    largest = max((len(members[node_id]) for node_id in serving), default=0)
-    short = [node_id for node_id in serving if len(members[node_id]) < largest]
-    for line in lines.values():
-        if not line.is_primary or line.serves or not line.flags & DOWN:
-            continue
-        left_behind = {line.id, *followers[line.id]}
-        if any(left_behind & members[node_id] for node_id in serving):
-            continue  # the server knows where they belong
-        heir = owners.get(served[line.id]) if line.id in served else None
-        for node_id in [heir] if heir in members else short:
-            members[node_id] |= left_behind - {node_id}
+    """Add to the shards that serve slots the nodes of those that serve none any more.
+
+    Args:
+        adrift: the replicas of a primary that nobody knows any more.
+    """
+    serving = [node_id for node_id in members if lines[node_id].serves]
+    sizes = {node_id: len(members[node_id]) for node_id in serving}
+    short = [node_id for node_id in serving if sizes[node_id] < max(sizes.values())] or serving
+    left_behind = [{node_id} for node_id in adrift]
+    for node_id, group in members.items():
+        line = lines[node_id]
+        # One that has only just been replaced is not down, and may have served as this process has seen.
+        if not line.serves and (line.flags & DOWN or node_id in served):
+            left_behind.append(set(group))
+    for group in left_behind:
+        slots = {served[node_id] for node_id in group if node_id in served}
+        heirs = {owners[slot] for slot in slots if slot in owners} & members.keys()
+        for node_id in heirs or short:
+            members[node_id] |= group
 
 
 def addresses_of(line: Line, shards: object) -> frozenset[Address]:
@@ -114,15 +140,6 @@ def addresses_of(line: Line, shards: object) -> frozenset[Address]:
 def _ids_by_shard(shards: object) -> Iterator[set[str]]:
     for shard in shards if isinstance(shards, list) else ():
         yield {told[b"id"].decode() for told in _nodes_told([shard])}
-
-
-def _tells_shards(shards: object) -> bool:
-    """Return whether the server gives each shard an id, or two primaries to one: it knows who belongs together."""
-    for shard in shards if isinstance(shards, list) else ():
-        primaries = [told for told in _nodes_told([shard]) if told.get(b"role") == b"master"]
-        if b"id" in _fields(shard) or len(primaries) > 1:
-            return True
-    return False
 
 
 def _nodes_told(shards: object) -> Iterator[Mapping[Any, Any]]:

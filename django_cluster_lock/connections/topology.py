@@ -7,10 +7,11 @@ slots.
 
 import logging
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from django_cluster_lock.actions import TRANSIENT, Address, Learning, Member, Node, Refusal, Verdict
+from django_cluster_lock.actions import TRANSIENT, Address, Learning, Member, Node, Refusal
 from django_cluster_lock.connections.membership import Line, addresses_of, members_by_primary, parse_nodes
 from django_cluster_lock.names import SLOTS
 
@@ -40,8 +41,10 @@ class Topology:
         self._members: dict[Node, tuple[Member, ...]] = {}
         self._served: dict[str, int] = {}  # by a node's id, a slot that its shard has served
         self._most_connected = 0  # replicas that a standalone server had at once so far
-        self._verdicts: dict[tuple[Node, tuple[Address, ...]], Verdict] = {}
-        self._foreign: dict[Node, int] = {}
+        self._all: tuple[Member, ...] = ()
+        self._own_word: dict[Node, tuple[Member, ...]] = {}  # the members as a primary itself has told them
+        self._told_at: dict[Node, float] = {}
+        self._recognized: dict[tuple[Node, tuple[Address, ...]], bool] = {}
         self._suspects: dict[Node, int] = {}
         self.learning: dict[str, Learning] = {}  # the call that asks for the layout at the moment
         self._has_warned = False
@@ -56,59 +59,48 @@ class Topology:
     # Who has to acknowledge
 
     def required(self, node: Node) -> int | None:
-        """Return how many other members the shard of a primary has, or None for a node that is not known."""
+        """Return how many other members the shard of a primary has; None until it has told that itself."""
         if not self.is_cluster:
             return self._most_connected
-        members = self._members.get(node)
-        return None if members is None else len(members)
+        return len(self._members[node]) if node in self._told_at and node in self._members else None
 
-    def most_required(self) -> int:
-        """Return the most that any shard requires: what a node has to do with until it is known."""
-        return max(map(len, self._members.values()), default=0)
+    def told_at(self, node: Node) -> float:
+        """Return when a node last told the layout."""
+        return self._told_at.get(node, float("-inf"))
 
-    def foreign(self, node: Node) -> int:
-        """Return how many of the replicas that were last seen connected to a primary are no members of its shard."""
-        return self._foreign.get(node, 0)
+    def recognizes(self, node: Node, listed: tuple[Address, ...]) -> bool:
+        """Return whether the replicas that a primary lists are members of its shard, each another one.
 
-    def verdict(self, node: Node, listed: tuple[Address, ...]) -> Verdict | None:
-        """Return how many members are among the replicas listed; None while one of them has yet to be identified."""
-        verdict = self._verdicts.get((node, listed))
-        if verdict:
-            return verdict
+        A node of the cluster that is listed is a member from then on, though the layout does not say so yet.
+        """
+        known = self._recognized.get((node, listed))
+        if known is not None:
+            return known
         if self.is_cluster:
-            members, known = self._matched(node, listed)
-            if len(known) < len(frozenset(listed)):
-                return None
-            verdict = Verdict(members, 0, known)
+            self._adopt(node, listed)
+            members = [member for member in self.members(node) if member.addresses & frozenset(listed)]
+            known = len(members) == len(listed)
         else:
             # Nothing tells who belongs to it. What was once connected may be promoted later, so that it counts on.
-            self._most_connected = max(self._most_connected, len(listed))
-            verdict = Verdict(len(listed), 0, frozenset(listed))
-        return self._keep_verdict(node, listed, verdict)
+            self._most_connected = max(self._most_connected, len(frozenset(listed)))
+            known = True
+        self._recognized[node, listed] = known
+        return known
+
+    def members(self, node: Node) -> tuple[Member, ...]:
+        """Return the other members of a primary's shard."""
+        return self._members.get(node, ())
 
     def missing(self, node: Node, listed: Iterable[Address]) -> list[Member]:
         """Return the members of a primary's shard that none of the addresses belongs to."""
         addresses = frozenset(listed)
-        return [member for member in self._members.get(node, ()) if not member.addresses & addresses]
+        return [member for member in self.members(node) if not member.addresses & addresses]
 
-    def identify(self, node: Node, listed: tuple[Address, ...], present: int) -> Verdict:
-        """Settle who the replicas listed are: ``present`` members are among those whose addresses are not known."""
-        members, known = self._matched(node, listed)
-        unknown = len(frozenset(listed)) - len(known)
-        if present >= unknown:  # each of them is a member that is connected by another address
-            return self._keep_verdict(node, listed, Verdict(members + unknown, 0, frozenset(listed)))
-        return self._keep_verdict(node, listed, Verdict(members + present, unknown - present, known))
-
-    def _matched(self, node: Node, listed: tuple[Address, ...]) -> tuple[int, frozenset[Address]]:
-        """Return how many members some of the addresses belong to, and which addresses those are."""
-        addresses = frozenset(listed)
-        matches = [member.addresses & addresses for member in self._members.get(node, ())]
-        return sum(map(bool, matches)), frozenset().union(*matches)
-
-    def _keep_verdict(self, node: Node, listed: tuple[Address, ...], verdict: Verdict) -> Verdict:
-        self._verdicts[node, listed] = verdict
-        self._foreign[node] = verdict.foreign
-        return verdict
+    def _adopt(self, node: Node, listed: Iterable[Address]) -> None:
+        addresses, members = frozenset(listed), self.members(node)
+        new = [other for other in self._all if other.addresses & addresses and other not in members]
+        if new and node in self._members:
+            self._members = {**self._members, node: (*members, *new)}
 
     def warn_of_no_replicas(self, node: Node) -> None:
         """Log, once, that a lease under "auto" rests on one node alone."""
@@ -127,7 +119,7 @@ class Topology:
     def redirected(self, to: str, asked: Node) -> Node:
         """Return where a MOVED or ASK leads; without a host it means another port of the node that was asked."""
         host, _, port = to.rpartition(":")
-        if not port.isdecimal():  # no answer of Redis: the node is asked again
+        if not port.isdecimal() or len(port) > 5 or int(port) > 65535:  # no answer of Redis: the node is asked again
             return asked
         return self._address((host or asked[0]).strip("[]"), int(port))
 
@@ -148,7 +140,7 @@ class Topology:
 
     # What a node tells
 
-    def learn(self, values: Sequence[object], asked: Node) -> bool:
+    def learn(self, values: Sequence[object], asked: Node, now: float = 0.0) -> bool:
         """Take over what a node tells; return False if it tells nothing of use."""
         slots, nodes, shards, info = values
         alone = isinstance(slots, Refusal) and _is_no_cluster(slots, info)
@@ -160,43 +152,50 @@ class Topology:
                 self.refused = "" if answer.code in TRANSIENT else str(answer)
                 return False
         try:
-            learned = self._learn_alone(info, asked) if alone else self._learn_cluster(slots, nodes, shards, asked)
+            learned = (
+                self._learn_alone(info, asked) if alone else self._learn_cluster(slots, nodes, shards, info, asked)
+            )
         except (AttributeError, LookupError, TypeError, ValueError):  # no answer of Redis
             return False
         if learned:
             self.is_cluster, self.refused = not alone, ""
+            self._told_at = {**self._told_at, asked: now}
             self._suspects = {node: count for node, count in self._suspects.items() if node != asked}
         return learned
 
     def _learn_alone(self, info: Any, asked: Node) -> bool:
         self._most_connected = max(self._most_connected, _connected_replicas(info.decode()))
         self._primaries = [asked] * SLOTS
-        self._replace_members({asked: ()})
+        self._replace_members({asked: ()}, asked)
         return True
 
-    def _learn_cluster(self, slots: Any, nodes: Any, shards: Any, asked: Node) -> bool:
+    def _learn_cluster(self, slots: Any, nodes: Any, shards: Any, info: Any, asked: Node) -> bool:
+        if not slots:
+            return False
         lines = parse_nodes(nodes.decode())
         owners = {start: node_id.decode() for start, _, (_, _, node_id, *_), *_ in slots}
         remembered = {slot: owner for slot in self._served.values() if (owner := _owner(slots, slot))}
-        groups = members_by_primary(lines, shards, remembered, self._served)
+        groups = members_by_primary(lines, shards, remembered, self._served, knows_shards=_knows_shards(info))
+        reachable = {primary: self._reachable(group, shards) for primary, group in groups.items()}
         members = {
-            self._address(host, line.port): self._reachable(groups[line.id], shards)
-            for line in lines.values()
-            if line.is_primary
-            for host in (line.host, line.hostname)
+            self._address(host, lines[primary].port): group
+            for primary, group in reachable.items()
+            for host in (lines[primary].host, lines[primary].hostname)
             if host
         }
+        own = next((line.id for line in lines.values() if "myself" in line.flags), "")
+        if own in reachable:
+            members[asked] = reachable[own]
         primaries: list[Node | None] = [None] * SLOTS
         for start, end, (host, port, node_id, *_), *_ in slots:
             known = host not in (None, b"", b"?")  # a server that does not know its own name says nothing or "?"
             node = self._address(host.decode() if known else asked[0], port)
-            members[node] = self._reachable(groups[node_id.decode()], shards)
+            members[node] = reachable[node_id.decode()]
             for slot in range(start, end + 1):
                 primaries[slot] = node
-        if not slots:
-            return False
         self._primaries = primaries
-        self._replace_members(members)
+        self._all = self._reachable(lines.values(), shards)
+        self._replace_members(members, asked)
         served = {node_id: slot for node_id, slot in self._served.items() if node_id in lines}
         for slot, primary in owners.items():
             served |= dict.fromkeys((primary, *(line.id for line in groups[primary])), slot)
@@ -209,10 +208,21 @@ class Topology:
             Member(self._address(line.host or line.hostname, line.port), addresses_of(line, shards)) for line in lines
         )
 
-    def _replace_members(self, members: dict[Node, tuple[Member, ...]]) -> None:
-        self._members, self._verdicts = members, {}  # who could not be identified is asked anew
+    def _replace_members(self, members: dict[Node, tuple[Member, ...]], asked: Node) -> None:
+        """Take over who belongs to which primary: what a node says of others adds to what they said of themselves."""
+        told = {node: group for node, group in self._own_word.items() if node in members}
+        if asked in members:
+            told[asked] = members[asked]
+        self._own_word = told
+        self._members = {
+            node: tuple(dict.fromkeys((*group, *(told.get(node, ()) if node != asked else ()))))
+            for node, group in members.items()
+        }
+        self._recognized = {}
 
-    def _address(self, host: str, port: int) -> Node:
+    def _address(self, host: str, port: object) -> Node:
+        if not isinstance(port, int) or not 0 <= port < 65536:
+            raise ValueError(f"{port!r} is no port")
         return self._remap((host, port)) if self._remap else (host, port)
 
 
@@ -220,6 +230,12 @@ def _is_no_cluster(refusal: Refusal, info: object) -> bool:
     """Return whether a server that refuses CLUSTER is none of a cluster, and does not just keep it from its users."""
     told = info.splitlines() if isinstance(info, bytes) else ()
     return b"cluster_enabled:0" in told or any(text in str(refusal).lower() for text in NO_CLUSTER)
+
+
+def _knows_shards(info: object) -> bool:
+    """Return whether a server keeps to which shard each node belongs: Redis from 7.2, and every Valkey."""
+    told = re.search(rb"^redis_version:(\d+)\.(\d+)", info, re.MULTILINE) if isinstance(info, bytes) else None
+    return told is not None and (int(told[1]), int(told[2])) >= (7, 2)
 
 
 def _owner(slots: Any, slot: int) -> str:

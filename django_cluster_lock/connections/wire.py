@@ -9,7 +9,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, InvalidRes
 from django_cluster_lock.actions import Answer, Command, NoAnswer, Refusal, Send
 
 CHUNK = 65536  # more than a record of TLS holds: of one read in part, a selector does not see the rest
-FAILURES = (OSError, RedisError)
+FAILURES = (OSError, RedisError, UnicodeError)  # the last for a host that can be no name
 NONE_CAME = "all connections to it are in use, as many as max_connections allows"
 LONGEST_LINE = 65536  # bytes of an error or status: each chunk of it is looked through from its start
 _LINES = (b"+", b"-", b":")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from django_cluster_lock import exchange, protocol
-from django_cluster_lock.actions import NoAnswer, Pause, SendAll, Verdict
+from django_cluster_lock.actions import NoAnswer, Pause, SendAll
 from tests.model.ledger import require
 from tests.model.shard import START
 
@@ -29,11 +29,14 @@ class OneShard:
     def required(self, node):
         return 1
 
-    def foreign(self, node):
-        return 0
+    def told_at(self, node):
+        return float("inf")  # it never changes
 
-    def verdict(self, node, listed):
-        return Verdict(len(listed), 0, frozenset(listed))
+    def recognizes(self, node, listed):
+        return True
+
+    def members(self, node):
+        return ()
 
     def missing(self, node, listed):
         return []
@@ -41,7 +44,7 @@ class OneShard:
     def moved(self, slot, node):
         raise NotImplementedError
 
-    redirected = learn = identify = most_required = warn_of_no_replicas = moved
+    redirected = learn = warn_of_no_replicas = moved
 
     def suspect(self, node):
         pass

@@ -39,7 +39,7 @@ def test_primaries_and_all_their_replicas_failed_ones_too():
     assert topology.is_cluster
     assert topology.primaries() == [A, B]
     assert [topology.primary(slot) for slot in (0, 8191, 8192, SLOTS - 1)] == [A, A, B, B]
-    assert [topology.required(node) for node in (A, B)] == [2, 1]
+    assert [len(topology.members(node)) for node in (A, B)] == [2, 1]
     assert set(topology.candidates()) == {A, B, C}
 
 
