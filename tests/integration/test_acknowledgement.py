@@ -61,11 +61,20 @@ def nodes_of_shard(server, prefix, name):
 
 
 def replicas_of(server, port):
-    return [int(port) for _, port, _ in server.node(port).execute_command("ROLE")[2]]
+    told = role_of(server, port)
+    return [int(port) for _, port, _ in told[2]] if told[0] == "master" else []
 
 
 def is_primary(server, port):
-    return server.node(port).execute_command("ROLE")[0] == "master"
+    return role_of(server, port)[0] == "master"
+
+
+def role_of(server, port):
+    node = server.node(port)
+    told = node.execute_command("ROLE")
+    server.clients.remove(node)  # these questions are many
+    node.close()
+    return told
 
 
 @contextmanager
@@ -221,3 +230,33 @@ def test_a_server_that_keeps_cluster_from_its_users(start, use):
     server.username = "limited"
     use(server)
     assert is_to_be_had()
+
+
+@pytest.mark.parametrize("kind", ["valkey-cluster", "redis7-cluster", "redis62-cluster"])
+def test_a_planned_failover_leaves_nobody_out(start, use, prefix, kind):
+    """The old primary is connected as a replica before the new one calls it that."""
+    server = start(kind)
+    use(server)
+    primary, replica = nodes_of_shard(server, prefix, "a")
+    assert is_to_be_had()
+    server.node(replica).execute_command("CLUSTER FAILOVER")
+    until(lambda: is_primary(server, replica))
+    until(is_to_be_had)
+    assert aliases["default"].topology.required(("127.0.0.1", replica)) == 1
+
+
+def test_a_guarded_write_is_never_sent_twice(start, use, prefix):
+    """Not even where a backup has acknowledged it and the member has not."""
+    server, backup = start("valkey-cluster"), start("valkey-standalone", "backup", cluster=False)
+    use(server)
+    primary, replica = nodes_of_shard(server, prefix, "a")
+    lock = cache_lock("a", tag="a")
+    lock.acquire()
+    copy = backup.node(backup.embedded.ports[0])
+    copy.config_set("masterauth", server.password)
+    copy.replicaof("127.0.0.1", primary)
+    until(lambda: len(replicas_of(server, primary)) == 2)
+    with stopped(server, replica), pytest.raises(LockNotReplicated):
+        lock.guarded("return redis.call('INCR', KEYS[1])", ["{a}:total"])
+    assert server.node(primary).get("{a}:total") == "1"
+    lock.release()

@@ -259,14 +259,20 @@ class Flows:
     def _keep(self, routes, clock):
         routes = copy.deepcopy(routes)
         routes._suspects = {}  # it decides whom to ask first, which is anybody here
-        if isinstance(routes.learned_at, Moment):  # to the unit, but never in the future
-            routes.learned_at = clock - min((clock - routes.learned_at) // UNIT * UNIT, OLD)
+        if isinstance(routes.learned_at, Moment):
+            routes.learned_at = rounded(clock, routes.learned_at)
+        routes._told_at = {node: rounded(clock, at) for node, at in routes._told_at.items()}
         key = knowledge(routes, clock)
         place = self._known.get(key)
         if place is None:
             place = self._known[key] = len(self.topologies)
             self.topologies.append((routes, clock))
         return place
+
+
+def rounded(clock, at):
+    """A time of the past to the unit, never in the future."""
+    return clock - min((clock - at) // UNIT * UNIT, OLD)
 
 
 def flow_of(what, clock):

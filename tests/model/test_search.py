@@ -42,7 +42,7 @@ def test_a_control_is_found(name):
     control = CONTROLS[name]
     with control.changed():
         found = search(
-            control.kind, 40_000, promises=control.promises, scripts=control.scripts, keeps=control.keeps,
+            control.kind, 120_000, promises=control.promises, scripts=control.scripts, keeps=control.keeps,
             tries=control.tries,
         )  # fmt: skip
     assert found.broken
@@ -74,7 +74,7 @@ def test_the_scripts_in_python_do_what_the_real_ones_do(shard):
     found = []
     with model.flows.in_the_model():
         states, met = [model.begin()], set()
-        while states and len(met) < 3000:
+        while states and len(met) < 25_000:
             for _, after, _ in model.after(states.pop(0)):
                 if after not in met:
                     met.add(after)
