@@ -237,7 +237,7 @@ def test_a_planned_failover_leaves_nobody_out(start, use, prefix, kind):
     """The old primary is connected as a replica before the new one calls it that."""
     server = start(kind)
     use(server)
-    primary, replica = nodes_of_shard(server, prefix, "a")
+    _, replica = nodes_of_shard(server, prefix, "a")
     assert is_to_be_had()
     server.node(replica).execute_command("CLUSTER FAILOVER")
     until(lambda: is_primary(server, replica))
