@@ -77,7 +77,10 @@ class ReplicaCheck:
             self.commands = (lists,)
 
     def in_ordinary_case(self, answer: Answer) -> Acknowledged | None:
-        """Return who acknowledged if all are members and have: `settle` without its pains; None in any other case."""
+        """Return who acknowledged in the ordinary case, where all are members and have it; None in any other.
+
+        It decides as `settle` does, for each acquire: no generator, and no list of replicas.
+        """
         waits_for, told = self._waits_for, answer.values[-1]
         if not waits_for or type(told) is not list or len(told) != 3 or told[0] != b"master":
             return None
@@ -105,7 +108,7 @@ class ReplicaCheck:
             refusal = next((value for value in (acks, told) if isinstance(value, Refusal)), None)
             return Acknowledged(0, max(self._needed(), 1), str(refusal or "the node is no primary any more"), now)
         recognized = routes.recognizes(node, replicas.addresses)
-        if not recognized:
+        if not recognized and routes.is_news(node, replicas.addresses):
             now = (yield from learn_from(routes, node)).now  # a new member is known to its primary first
             recognized = routes.recognizes(node, replicas.addresses)
         by, needed = self._counted(acks, replicas, recognized=recognized), self._needed()
@@ -124,11 +127,8 @@ class ReplicaCheck:
     def _counted(self, acks: int, replicas: "Replicas", *, recognized: bool) -> int:
         """Return how many acknowledgements count, at least; members that are asked may turn out to be more."""
         members = len(self._routes.members(self._node))
-        if self._replicas is not None and self._replicas > members:
-            return (
-                acks  # a number chosen by the user, who counts others too; a server that is no cluster knows no members
-            )
-        if recognized:
+        # Where a user asks for more than there are members, the others count too; a server alone knows no members.
+        if recognized or (self._replicas is not None and self._replicas > members):
             return acks
         known = members - len(self._routes.missing(self._node, replicas.addresses))
         return max(0, acks - (len(replicas.addresses) - known))

@@ -44,6 +44,7 @@ class Topology:
         self._all: tuple[Member, ...] = ()
         self._own_word: dict[Node, tuple[Member, ...]] = {}  # the members as a primary itself has told them
         self._told_at: dict[Node, float] = {}
+        self._listed: dict[Node, tuple[Address, ...]] = {}  # what was not recognized, and has been asked about
         self._recognized: dict[tuple[Node, tuple[Address, ...]], bool] = {}
         self._suspects: dict[Node, int] = {}
         self.learning: dict[str, Learning] = {}  # the call that asks for the layout at the moment
@@ -86,6 +87,13 @@ class Topology:
             known = True
         self._recognized[node, listed] = known
         return known
+
+    def is_news(self, node: Node, listed: tuple[Address, ...]) -> bool:
+        """Return whether a primary has not told this list of replicas the last time, and remember it."""
+        if self._listed.get(node) == listed:
+            return False
+        self._listed[node] = listed
+        return True
 
     def members(self, node: Node) -> tuple[Member, ...]:
         """Return the other members of a primary's shard."""

@@ -44,7 +44,7 @@ class OneShard:
     def moved(self, slot, node):
         raise NotImplementedError
 
-    redirected = learn = warn_of_no_replicas = moved
+    redirected = learn = is_news = warn_of_no_replicas = moved
 
     def suspect(self, node):
         pass

@@ -349,6 +349,13 @@ class TestForeign:
         assert acknowledged(cluster) == (1, 1)
         assert len(cluster.sent) == 1, "nothing is sent twice"
 
+    def test_the_layout_is_asked_for_once_for_its_sake(self):
+        cluster = Cluster([OWN, 2])
+        cluster.replicas[A] = [4, 9]
+        for _ in range(3):
+            assert acknowledged(cluster) == (1, 1)
+        assert cluster.layouts == [A]
+
     def test_a_member_has_a_moment_to_copy(self):
         cluster = Cluster([OWN, 1])
         cluster.replicas[A] = [4, 9]
