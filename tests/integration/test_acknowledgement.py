@@ -91,10 +91,14 @@ def kill(server, port):
 
 
 def refusal(name="a"):
-    """Why the lock is not to be had."""
-    with pytest.raises(LockNotReplicated) as caught:
-        in_thread(lambda: cache_lock(name).acquire(blocking_timeout=BRIEFLY))
-    return str(caught.value)
+    """Why the lock is not to be had, once its shard is found at all, which takes a moment after a failover."""
+
+    def told():
+        with pytest.raises(LockUnavailable) as caught:
+            in_thread(lambda: cache_lock(name).acquire(blocking_timeout=BRIEFLY))
+        return str(caught.value) if isinstance(caught.value, LockNotReplicated) else None
+
+    return until(told)
 
 
 def is_to_be_had(name="a"):

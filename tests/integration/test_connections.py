@@ -15,10 +15,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from django_cluster_lock import drivers, protocol
+from django_cluster_lock import drivers, layout, protocol
 from django_cluster_lock.actions import Pause, Send, SendAll
 from django_cluster_lock.conf import AliasSettings
-from django_cluster_lock.connections import wire
 from django_cluster_lock.connections.aio import AsyncConnections
 from django_cluster_lock.connections.options import connection_options
 from django_cluster_lock.connections.sync import Connections
@@ -214,7 +213,7 @@ PATIENT = {"socket_timeout": 9, "socket_connect_timeout": 9}
 @pytest.fixture
 def unhurried(monkeypatch):
     """A busy machine has the time for a handshake: the package gives it half a second where it learns the layout."""
-    monkeypatch.setattr(wire, "BRIEFLY", 9)
+    monkeypatch.setattr(layout, "BRIEFLY", 9)
 
 
 @pytest.fixture(scope="module")
