@@ -18,7 +18,7 @@ ROLE = [b"master", 0, [[*REPLICA, b"0"]]]
 class OneShard:
     """Routes to the one node there is, which has one replica."""
 
-    learned_at = float("inf")  # it never changes
+    learned_at = 0.0
     refused = ""
     learning = {}  # noqa: RUF012 - the model never learns a layout
     lists_roles = True
@@ -41,10 +41,13 @@ class OneShard:
     def missing(self, node, listed):
         return []
 
+    def learn(self, values, asked, now):
+        return False  # it has nothing to tell
+
     def moved(self, slot, node):
         raise NotImplementedError
 
-    redirected = learn = is_news = warn_of_no_replicas = moved
+    redirected = is_news = warn_of_no_replicas = moved
 
     def suspect(self, node):
         pass

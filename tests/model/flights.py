@@ -377,6 +377,8 @@ class FlightMachine(RuleBasedStateMachine):
                 values.append(1)
             elif command[0] == b"ROLE":
                 values.append(ROLE)
+            elif command[0] in (b"CLUSTER", b"INFO"):
+                values.append(None)
             else:
                 values.append(self._run_script(agent, command))
         return values

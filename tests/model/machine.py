@@ -383,6 +383,8 @@ class LockMachine(RuleBasedStateMachine):
                 values.append(0 if wrote and self.replica else 1)
             elif command[0] == b"ROLE":
                 values.append(ROLE)
+            elif command[0] in (b"CLUSTER", b"INFO"):
+                values.append(None)
             elif command[0] == b"EVALSHA" and command[1] in self.unloaded:
                 values.append(Refusal("NOSCRIPT No matching script."))
             else:
