@@ -226,7 +226,7 @@ def _undone_if_it_fails(
         refused: the answers after which its token is not used any more; an attempt that comes late finds that out.
     """
     try:
-        reply = yield from protocol.ask_until_acknowledged(call)
+        reply: Reply = yield call
         if reply.status in (b"own", b"parked", b"next") and not protocol.is_acknowledged(reply):
             raise protocol.not_replicated(outbox.lock, reply)
         if reply.unanswered and reply.status in refused:
