@@ -78,9 +78,12 @@ def members_by_primary(
             members[primary].add(line.id)
         else:
             adrift.add(line.id)
+    followers = {primary: set(group) for primary, group in members.items()}
     for group in _ids_by_shard(shards):
-        for primary in group & members.keys():
-            members[primary] |= group & lines.keys()
+        # A node that stands still since its shard was formed may not have told yet to which it belongs.
+        whole = (group & lines.keys()).union(*(followers.get(node_id, ()) for node_id in group))
+        for primary in whole & members.keys():
+            members[primary] |= whole
     if not knows_shards:
         _add_left_behind(members, lines, adrift, owners, served)
     return {

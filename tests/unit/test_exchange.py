@@ -266,6 +266,8 @@ def test_a_server_that_knows_the_shards_is_believed(ids):
     cluster = learned([OWN], layout=layout)
     cluster.replicas[A] = []
     assert acknowledged(cluster) == (0, 0)
+    layout[2] = told(["d*", "a*"], ["rd"], ["b*", "rb"], ["c*", "rc"], ids=ids)  # it has not told yet where it belongs
+    assert acknowledged(learned([OWN, 0], layout=layout)) == (0, 2)
 
 
 def copies(*, history=b"h", offset=100, role=b"slave"):
