@@ -81,17 +81,18 @@ class ReplicaCheck:
 
         It decides as `settle` does, for each acquire: no generator, and no list of replicas.
         """
-        waits_for, told = self._waits_for, answer.values[-1]
-        if not waits_for or type(told) is not list or len(told) != 3 or told[0] != b"master":
+        waits_for = self._waits_for
+        if not waits_for:
             return None
-        acks = answer.values[-2]
-        if type(acks) is not int or acks < waits_for:
+        acks, told = answer.values[-2:]
+        if type(acks) is not int or acks < waits_for or type(told) is not list:
             return None
         try:
-            recognized = self._routes.recognizes(self._node, tuple([(host, port) for host, port, _ in told[2]]))
+            role, _, replicas = told
+            recognized = self._routes.recognizes(self._node, tuple([(host, port) for host, port, _ in replicas]))
         except (TypeError, ValueError):
             return None
-        if not recognized or self._needed() != waits_for:
+        if role != b"master" or not recognized or self._needed() != waits_for:
             return None
         return Acknowledged(waits_for, waits_for)
 

@@ -7,7 +7,7 @@ never closes a flow.
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from django_cluster_lock.actions import Actions
 from django_cluster_lock.connections.aio import AsyncConnections
@@ -17,13 +17,24 @@ T = TypeVar("T")
 _unfinished: set[asyncio.Task[object]] = set()
 
 
-def run(flow: Actions[T], connections: Connections) -> T:
-    """Runs a flow and gives its result."""
-    return _go_on(flow, connections, _nothing)
+def run(flow: Actions[T], connections: Connections, answer: object = None, error: BaseException | None = None) -> T:
+    """Run a flow and return its result; of one that has begun the rest, from the answer to what it waits for."""
+    while True:
+        try:
+            action = flow.throw(error) if error else flow.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            error = None  # which refers to this frame: else both would wait for the collector of garbage
+        try:
+            answer = connections.perform(action)
+        except BaseException as raised:
+            error = raised
 
 
 def run_ahead(flow: Actions[T], connections: Connections) -> Callable[[], T]:
-    """Sends what a flow asks for first, so that its caller can do something until the answer is there.
+    """Send what a flow asks for first, so that its caller can do something until the answer is there.
 
     Returns:
         What runs the rest of the flow and gives its result. It must be called: until then a connection is taken.
@@ -32,40 +43,21 @@ def run_ahead(flow: Actions[T], connections: Connections) -> Callable[[], T]:
     try:
         answer = connections.begin(action)
     except BaseException as interruption:
-        _go_on(flow, connections, partial(_fail, interruption))
+        run(flow, connections, error=interruption)
         raise
-    return partial(_go_on, flow, connections, answer)
+    return partial(_finish, flow, connections, answer)
 
 
-def _go_on(flow: Actions[T], connections: Connections, perform: Callable[[], object]) -> T:
-    """Runs the rest of a flow, from the answer to what it waits for."""
-    while True:
-        answer: object = None
-        error: BaseException | None = None
-        try:
-            answer = perform()
-        except BaseException as raised:
-            error = raised
-        try:
-            action = flow.throw(error) if error else flow.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        finally:
-            del error  # which refers to this frame: else both would wait for the collector of garbage
-        perform = partial(connections.perform, action)
-
-
-def _nothing() -> None:
-    """What a flow waits for that has not begun."""
-
-
-def _fail(error: BaseException) -> NoReturn:
-    raise error
+def _finish(flow: Actions[T], connections: Connections, answer: Callable[[], object]) -> T:
+    try:
+        answered = answer()
+    except BaseException as error:
+        return run(flow, connections, error=error)
+    return run(flow, connections, answered)
 
 
 async def arun(flow: Actions[T], connections: AsyncConnections, error: BaseException | None = None) -> T:
-    """Runs a flow and gives its result. Once cancelled, what the flow still has to do is done in a task of its own."""
+    """Run a flow and return its result. Once cancelled, what the flow still has to do is done in a task of its own."""
     answer: object = None
     while True:
         try:

@@ -49,11 +49,12 @@ def carry(flow: Flow[T], routes: Routes, leave: Callable[[Call], None] | None = 
             return result
         finally:
             error = None  # which refers to this frame: else both would wait for the collector of garbage
+        reply = None
         try:
             reply = yield from exchange(step, routes) if isinstance(step, Call) else exchange_all(step, routes)
         except BaseException as raised:
             error = raised
-        if leave:
+        if leave and type(reply) is not Reply:
             for call in failed(step, error or reply):
                 leave(call)
 
@@ -100,7 +101,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
                 if course.blocking and (rest := course.rest_after(outcome, value)):
                     outcome = outcome._replace(now=(yield Pause(rest)))
                 assert course.node is not None
-                if is_outdated(routes, course.node, outcome.now):
+                if check is not None and is_outdated(routes, course.node, outcome.now):
                     yield from update(routes, course.node)
                 return replied(call, outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)
             if value.code == "READONLY" and course.node:
@@ -256,14 +257,7 @@ class Course:
 def replied(
     call: Call, answer: Answer, value: object, by: Acknowledged, first: float | None = None, *, unanswered: bool = False
 ) -> Reply:
-    """Return a script's answer, and who acknowledged it, in the protocol's terms."""
-    status, details = understood(call, value)
-    first, now = first or answer.sent, max(answer.now, by.now)
-    return Reply(status, details, answer.sent, now, by.by, by.needed, first, unanswered, by.objection)
-
-
-def understood(call: Call, value: object) -> tuple[bytes, Sequence[object]]:
-    """Return the status that a script answered, and what follows it.
+    """Return a script's answer, and who acknowledged it, in the protocol's terms.
 
     Raises:
         LockUnavailable: it is no answer of that script, but of a proxy, say, or of a server that is no Redis.
@@ -273,7 +267,9 @@ def understood(call: Call, value: object) -> tuple[bytes, Sequence[object]]:
         error = LockUnavailable(call.keys.name, f"its server gave an answer that makes no sense: {repr(value)[:200]}")
         error.unanswered = True
         raise error
-    return read
+    status, details = read
+    first, now = first or answer.sent, max(answer.now, by.now)
+    return Reply(status, details, answer.sent, now, by.by, by.needed, first, unanswered, by.objection)
 
 
 def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
@@ -332,7 +328,7 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
         replies = yield from exchange_all(Batch([batch.calls[position] for position in again]), routes)
         results.update(zip(again, replies, strict=True))
     for node, outcome in answered.items():
-        if node is not None and isinstance(outcome, Answer) and is_outdated(routes, node, outcome.now):
+        if node and checks[node] and isinstance(outcome, Answer) and is_outdated(routes, node, outcome.now):
             yield from update(routes, node)
     return [results[position] for position in range(len(batch.calls))]
 

@@ -52,7 +52,7 @@ class Fencing(Holding):
             raise ValueError(f"{self!r} holds several locks; a guarded write is under one of them")
         grant, turn = lease.grant, lease.turn
         also = (grant.keys.guard, *(_in_slot(key, grant.keys) for key in _several("keys", keys)))
-        sent = (b"%d" % grant.fence, grant.token, lease.session, b"%d" % turn, *map(_encoded, _several("args", args)))
+        sent = (b"%d" % grant.fence, grant.token, b"%d" % turn, *map(_encoded, _several("args", args)))
         deadline = min(lease.valid_until, now + self._alias.patience)
         call = Call(
             grant.keys,

@@ -120,8 +120,10 @@ class Guard(Lock):
         self._response = response
         self._options = options
         self._waits = blocking
+        if values is not None:
+            given = tuple(names.fill(template, values) for template in given)
         super().__init__(
-            given if values is None else [names.fill(template, values) for template in given],
+            given[0] if len(given) == 1 else given,
             blocking=_or(blocking, default=True),
             **options,
         )

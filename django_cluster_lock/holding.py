@@ -147,13 +147,18 @@ class Holding:
         until = now + wait
         rescue = Rescue(self._alias.run)
         grants: list[Grant] = []
-        if len(missing) == 1:
-            own = new_token() if token is None else own_token(token)
-            flow = protocol.acquire(missing[0], own, terms, now=now, until=until, blocking=wait > 0)
-            grants = [(yield from rescue.watch(flow))]
-        elif missing:
-            flows = protocol.acquire_all(missing, new_token, terms, now=now, until=until, blocking=wait > 0)
-            grants = yield from rescue.watch(flows)
+        try:
+            if len(missing) == 1:
+                own = new_token() if token is None else own_token(token)
+                rescue.asked[own] = missing[0]
+                flow = protocol.acquire(missing[0], own, terms, now=now, until=until, blocking=wait > 0)
+                grants = [(yield from flow)]
+            elif missing:
+                flows = protocol.acquire_all(missing, new_token, terms, now=now, until=until, blocking=wait > 0)
+                grants = yield from rescue.watch(flows)
+        except LockError:  # its own errors leave nothing behind
+            rescue.disarm()
+            raise
         self._hold(place, grants, terms, kept, scoped=scoped)
         rescue.disarm()
 
@@ -174,9 +179,10 @@ class Holding:
         return True
 
     def _releasing(self) -> Flow[None]:
-        for lease in self._held():
+        leases = self._held()
+        for lease in leases:
             lease.free_if_dropped(self._alias.run)  # wherever this is interrupted
-        leases = self._give_up()
+        self._drop(leases)
         own = [lease for lease in leases if not transactions.put_back(lease)]
         if own:
             yield from letting_go(own, patience=self._alias.patience)
@@ -252,7 +258,11 @@ class Holding:
             raise ValueError(f"{self!r} holds {len(locks)} locks, but the token is for {len(tokens)}")
         pairs = list(zip(locks, tokens, strict=True))
         rescue = Rescue(self._alias.run)
-        grants = yield from rescue.watch(protocol.attach_all(pairs, new_token, terms, now=now))
+        try:
+            grants = yield from rescue.watch(protocol.attach_all(pairs, new_token, terms, now=now))
+        except LockError:  # its own errors leave nothing behind
+            rescue.disarm()
+            raise
         self._hold(Place.here(), grants, terms, {})
         rescue.disarm()
 
@@ -275,10 +285,11 @@ class Holding:
         """How many seconds to wait, 0 for not at all."""
         if not (self.blocking if blocking is None else blocking):
             return 0.0
-        for chosen in (blocking_timeout, self._blocking_timeout, self._alias.settings.blocking_timeout):
-            if not isinstance(chosen, Unset):
-                return wait_of(chosen)
-        raise AssertionError
+        if isinstance(blocking_timeout, Unset):
+            blocking_timeout = self._blocking_timeout
+        if isinstance(blocking_timeout, Unset):
+            blocking_timeout = self._alias.settings.blocking_timeout
+        return wait_of(blocking_timeout)
 
     def _refuse_waiting_for_itself(self, keys: Keys, place: Place) -> None:
         held = _held_anywhere.get((self.alias, keys.record))
@@ -310,11 +321,14 @@ class Holding:
     def _give_up(self) -> list[Lease]:
         """Takes the leases held here off the handle."""
         leases = self._held()
+        self._drop(leases)
+        return leases
+
+    def _drop(self, leases: list[Lease]) -> None:
         for place, held in list(self._leases.items()):
             if held is leases:
                 del self._leases[place]
         current.set(self._others_current())
-        return leases
 
     def _others_current(self) -> tuple[Held, ...]:
         return tuple(held for held in current.get() if held[0]() not in (self, None))

@@ -38,11 +38,12 @@ class Place(NamedTuple):
     @classmethod
     def here(cls) -> "Place":
         """Return the place of the caller."""
+        thread = _this_thread()
         try:
             task = asyncio.current_task()
-        except RuntimeError:
-            task = None
-        return cls(_this_thread(), None if task is None else ref(task))
+        except RuntimeError:  # no event loop runs here
+            return thread
+        return thread if task is None else cls(thread.thread, ref(task))
 
     @property
     def task_is_done(self) -> bool:
@@ -53,15 +54,16 @@ class Place(NamedTuple):
         return task is None or task.done()
 
 
-def _this_thread() -> ReferenceType[Thread]:
+def _this_thread() -> Place:
+    """Return this thread or greenlet as a place outside of any task."""
     global _here  # noqa: PLW0603
     if type(_here) is not threading.local:  # gevent has patched it since
         _here = threading.local()
     try:
-        found: ReferenceType[Thread] = _here.ref
+        found: Place = _here.place
     except AttributeError:
         _here.thread = Thread()
-        found = _here.ref = ref(_here.thread)
+        found = _here.place = Place(ref(_here.thread), None)
     return found
 
 
@@ -71,8 +73,7 @@ class Lease:
     It is trusted until `valid_until`, which renewals move on and which never lies later than the server's deadline.
     `lost` says why it ended early, if it did; `given_up` that its holder gave it up; `place` where it is held;
     `keeper` what it goes back to, if it was taken over from there; `on_freed` is called once its lock was freed.
-    `session` and `turn` order its guarded writes. `rescue`, if any, frees the lock if the lease is dropped while it
-    is held.
+    `turn` orders its guarded writes. `rescue`, if any, frees the lock if the lease is dropped while it is held.
     """
 
     __slots__ = (
@@ -87,7 +88,6 @@ class Lease:
         "pid",
         "place",
         "rescue",
-        "session",
         "terms",
         "turn",
         "valid_until",
@@ -106,7 +106,6 @@ class Lease:
         self.on_lost: list[Callable[[Lease], None]] = []
         self.on_freed: Callable[[], None] | None = None
         self.pid = os.getpid()
-        self.session = os.urandom(8).hex().encode()
         self.turn = 0
 
     @property
@@ -214,7 +213,7 @@ class Rescue(_Disarmed):
         self.__class__ = _Disarmed  # type: ignore[assignment]
 
     def watch(self, flow: Flow[T]) -> Flow[T]:
-        """Return the flow, noting the leases that it asks for and takes back. What it raises of its own leaves none."""
+        """Return the flow, noting the leases that it asks for and takes back."""
         reply: object = None
         error: BaseException | None = None
         while True:
@@ -223,9 +222,6 @@ class Rescue(_Disarmed):
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            except LockError:
-                self.disarm()
-                raise
             finally:
                 error = None  # which refers to this frame: else both would wait for the collector of garbage
             self._note(step)

@@ -1,6 +1,6 @@
 """The handle of a lock: its blocking face, and its asyncio face with the prefix ``a``, over the same flows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -8,7 +8,7 @@ from django_cluster_lock.arguments import positive
 from django_cluster_lock.errors import LockError
 from django_cluster_lock.fencing import Fencing, Text, Value
 from django_cluster_lock.holding import UNSET, Unset, innermost
-from django_cluster_lock.lease import Lease
+from django_cluster_lock.lease import Lease, Place
 from django_cluster_lock.protocol import Flow
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Lock(Fencing):
             LockUnavailable: Redis could not be asked. LockNotReplicated: too few replicas acknowledged.
             LockError: this thread or task holds it already, so that waiting would never end.
         """
-        before = self._find()
+        before = self._leases.copy()
         try:
             return self._run(self._acquiring_if_free(blocking, blocking_timeout, token))
         except BaseException as interruption:
@@ -117,7 +117,7 @@ class Lock(Fencing):
             LockUnavailable: Redis could not be asked. LockNotReplicated: too few replicas acknowledged. After either
                 the lease may have been freed: attach it again, and where that raises LockLost, acquire the lock anew.
         """
-        before = self._find()
+        before = self._leases.copy()
         try:
             self._run(self._attaching(token))
         except BaseException as interruption:
@@ -152,7 +152,7 @@ class Lock(Fencing):
         self._run(self._setting(key, value, timeout))
 
     def __enter__(self) -> Self:
-        before = self._find()
+        before = self._leases.copy()
         try:
             self._run(self._acquiring())
             return self
@@ -167,9 +167,12 @@ class Lock(Fencing):
             self._end_again(interruption, self._leaving(interruption))
             raise
 
-    def _take_back(self, before: list[Lease], interruption: BaseException) -> None:
+    def _take_back(self, before: Mapping[Place, list[Lease]], interruption: BaseException) -> None:
         """Free what was taken since, after a signal's exception at just any line: the handle may live on."""
-        if not isinstance(interruption, LockError) and self._find() not in ([], before):
+        if isinstance(interruption, LockError):
+            return
+        held = self._find()
+        if held and not any(held is each for each in before.values()):
             self._run(self._releasing())
 
     def _end_again(self, interruption: BaseException, ending: Flow[None]) -> None:

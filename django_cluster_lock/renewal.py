@@ -83,7 +83,7 @@ class Renewer:
     def assign(self, job: Job, at: float) -> None:
         """Have a job done by the thread of the node that serves its slot now."""
         self.node(self.routes.primary(slot_of(job))).schedule(job, at)
-        for node in list(self.unstarted):
+        for node in list(self.unstarted) if self.unstarted else ():
             node.start()
 
     def node(self, node: Node | None) -> "NodeRenewer":
@@ -126,10 +126,14 @@ class NodeRenewer:
         with self._changed:
             if asking:
                 self._asking.add(job)
-            self._due.setdefault(at, WeakSet()).add(job)
-            if at < self._wakes:
+            due = self._due.get(at)
+            if due is None:
+                due = self._due[at] = WeakSet()
+            due.add(job)
+            if self.thread is None or not self.thread.is_alive():
+                self._start()
+            elif at < self._wakes:
                 self._changed.notify()
-        self.start()
 
     def start(self) -> None:
         """Start the thread if there is none."""

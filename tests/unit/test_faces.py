@@ -28,7 +28,7 @@ def code(function):
             assert ast.unparse(raising) == "raise"
             statements += node.body
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) and (
-            ast.unparse(node) != "before = self._find()"
+            ast.unparse(node) != "before = self._leases.copy()"
         ):
             statements.append(node)
     return statements
