@@ -92,7 +92,9 @@ class ReplicaCheck:
             recognized = self._routes.recognizes(self._node, tuple([(host, port) for host, port, _ in replicas]))
         except (TypeError, ValueError):
             return None
-        if role != b"master" or not recognized or self._needed() != waits_for:
+        if role != b"master" or not recognized:
+            return None
+        if self._replicas is None and self._routes.required(self._node) != waits_for:
             return None
         return Acknowledged(waits_for, waits_for)
 

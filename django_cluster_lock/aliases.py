@@ -74,17 +74,15 @@ class Alias:
         return Terms(timeout, settings.clock_skew, settings.replicas, whose, self.patience)
 
     def run(self, flow: Flow[T]) -> T:
-        return drivers.run(self._carried(flow), self.connections)
+        return drivers.run(carry(flow, self.topology, self.renewer.cancel), self.connections)
 
     def run_ahead(self, flow: Flow[T]) -> Callable[[], T]:
         """Sends a flow's first request; what is returned gives the result, and has to be called."""
-        return drivers.run_ahead(self._carried(flow), self.connections)
+        return drivers.run_ahead(carry(flow, self.topology, self.renewer.cancel), self.connections)
 
     async def arun(self, flow: Flow[T]) -> T:
-        return await drivers.arun(self._carried(flow), await self._connections_here())
-
-    def _carried(self, flow: Flow[T]) -> Actions[T]:
-        return carry(flow, self.topology, self.renewer.cancel)
+        carried = carry(flow, self.topology, self.renewer.cancel)
+        return await drivers.arun(carried, await self._connections_here())
 
     def perform(self, flow: Actions[T]) -> T:
         """Runs a flow that has no calls of the protocol in it but speaks to nodes itself."""

@@ -49,12 +49,11 @@ def carry(flow: Flow[T], routes: Routes, leave: Callable[[Call], None] | None = 
             return result
         finally:
             error = None  # which refers to this frame: else both would wait for the collector of garbage
-        reply = None
         try:
             reply = yield from exchange(step, routes) if isinstance(step, Call) else exchange_all(step, routes)
         except BaseException as raised:
             error = raised
-        if leave and type(reply) is not Reply:
+        if leave and (error or type(reply) is list):
             for call in failed(step, error or reply):
                 leave(call)
 

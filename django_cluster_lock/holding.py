@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Literal, TypeAlias, TypeVar
-from weakref import ReferenceType, WeakValueDictionary, ref
+from weakref import ReferenceType, ref
 
 from django_cluster_lock import names, protocol, scripts, transactions
 from django_cluster_lock.aliases import Alias, aliases
@@ -22,6 +22,7 @@ from django_cluster_lock.transactions import Kept
 T = TypeVar("T")
 ReleaseOn: TypeAlias = Literal["commit", "exit"]
 MAX_HOLD = 3600.0
+HELD_HERE = "it is held right here already, so that waiting for it would never end"
 logger = logging.getLogger("django_cluster_lock")
 
 
@@ -30,7 +31,6 @@ class Unset:
 
 
 UNSET = Unset()
-_held_anywhere: WeakValueDictionary[tuple[str, bytes], Lease] = WeakValueDictionary()
 Held: TypeAlias = tuple[ReferenceType["Holding"], ReferenceType[Lease]]  # a handle, and the first lease it holds
 current: ContextVar[tuple[Held, ...]] = ContextVar("django_cluster_lock_current", default=())
 os.register_at_fork(after_in_child=lambda: current.set(()))  # the leases stay with the parent
@@ -140,8 +140,14 @@ class Holding:
         if token is not None and len(locks) > 1:
             raise TypeError(f"{self!r}: a token of your own is for a single lock")
         wait = self._wait(blocking, blocking_timeout)
-        kept = transactions.kept_here(self.alias, locks, place) if token is None else {}
-        missing = self._missing(locks, kept, place, waits=wait > 0)
+        kept = transactions.kept_here(self.alias, locks, place)
+        if token is not None and kept:  # its lease has another
+            if wait:
+                raise LockError(self.name, HELD_HERE)
+            kept = {}
+        missing = [keys for keys in locks if keys not in kept] if kept else locks
+        if wait and current.get():
+            self._refuse_if_held_here(missing, place)
         terms = self._terms()
         now = time.monotonic()
         until = now + wait
@@ -162,12 +168,16 @@ class Holding:
         self._hold(place, grants, terms, kept, scoped=scoped)
         rescue.disarm()
 
-    def _missing(self, locks: Iterable[Keys], kept: Mapping[Keys, Kept], place: Place, *, waits: bool) -> list[Keys]:
-        """Return the locks that are to be asked for; raise a LockError if one is held here, and would be waited for."""
-        missing = [keys for keys in locks if keys not in kept]
-        for keys in missing if waits else ():
-            self._refuse_waiting_for_itself(keys, place)
-        return missing
+    def _refuse_if_held_here(self, locks: Iterable[Keys], place: Place) -> None:
+        """Raise a LockError if one of the locks is held here, by whatever handle: waiting for it would never end."""
+        handles = [handle for held, _ in current.get() if (handle := held()) and handle.alias == self.alias]
+        here = [lease for handle in handles for lease in handle._leases.get(place, ())]  # noqa: SLF001
+        held = {
+            lease.grant.keys for lease in here if not (lease.closed or lease.trouble()) and lease.pid == os.getpid()
+        }
+        for keys in locks:
+            if keys in held:
+                raise LockError(keys.name, HELD_HERE)
 
     def _acquiring_if_free(
         self, blocking: bool | None, blocking_timeout: float | Unset | None, token: str | bytes | None
@@ -291,25 +301,22 @@ class Holding:
             blocking_timeout = self._alias.settings.blocking_timeout
         return wait_of(blocking_timeout)
 
-    def _refuse_waiting_for_itself(self, keys: Keys, place: Place) -> None:
-        held = _held_anywhere.get((self.alias, keys.record))
-        if held and held.place == place and held.pid == os.getpid() and not held.closed and not held.trouble():
-            raise LockError(keys.name, "it is held right here already, so that waiting for it would never end")
-
     def _hold(
         self, place: Place, grants: Iterable[Grant], terms: Terms, kept: Mapping[Keys, Kept], *, scoped: bool = False
     ) -> None:
-        kept_ones = [keeper.lend(keys) for keys, keeper in kept.items()]
-        own = [Lease(grant, terms, max_hold=self.max_hold, place=place) for grant in grants]
-        self._forget(place)
-        self._leases[place] = sorted(kept_ones + own, key=lambda lease: _order(lease.grant.keys)) if kept_ones else own
+        leases = own = [Lease(grant, terms, max_hold=self.max_hold, place=place) for grant in grants]
+        if kept:
+            lent = [keeper.lend(keys) for keys, keeper in kept.items()]
+            leases = sorted(lent + own, key=lambda lease: _order(lease.grant.keys))
+        if self._leases:
+            self._forget(place)
+        self._leases[place] = leases
         for lease in own:
             if scoped:
                 lease.free_if_dropped(self._alias.run)
-            _held_anywhere[self.alias, lease.grant.keys.record] = lease
             if self.renew:
                 self._alias.renewer.add(lease)
-        current.set((*self._others_current(), (ref(self), ref(self._leases[place][0]))))
+        current.set((*self._others_current(), (ref(self), ref(leases[0]))))
 
     def _forget(self, place: Place) -> None:
         """Drop the leases held at a place before, and those of threads that have ended."""
@@ -331,7 +338,7 @@ class Holding:
         current.set(self._others_current())
 
     def _others_current(self) -> tuple[Held, ...]:
-        return tuple(held for held in current.get() if held[0]() not in (self, None))
+        return tuple([held for held in current.get() if held[0]() not in (self, None)])
 
     def _held(self) -> list[Lease]:
         leases = self._find()

@@ -110,7 +110,13 @@ class Lease:
 
     @property
     def name(self) -> str:
+        """The name of its lock."""
         return self.grant.keys.name
+
+    @property
+    def slot(self) -> int:
+        """The slot of its lock."""
+        return self.grant.keys.slot
 
     @property
     def closed(self) -> bool:
@@ -156,9 +162,9 @@ def letting_go(leases: Sequence[Lease], *, patience: float) -> Flow[None]:
     now = time.monotonic()
     for lease in leases:
         lease.given_up = True
-    reasons = {lease.name: lease.trouble(now) for lease in leases}
+        lease.trouble(now)
     grants = [lease.grant for lease in leases]
-    deadline, valid_until = now + patience, min(lease.valid_until for lease in leases)
+    deadline, valid_until = now + patience, min([lease.valid_until for lease in leases])
     try:
         if len(grants) == 1:
             released = yield from protocol.release(grants[0], deadline=deadline, valid_until=valid_until)
@@ -177,10 +183,9 @@ def letting_go(leases: Sequence[Lease], *, patience: float) -> Flow[None]:
     for failure in failed:
         if isinstance(failure, LockError):
             raise failure
-        reasons[failure.keys.name] = reasons[failure.keys.name] or "Redis no longer knew its lease"
-    for name, reason in reasons.items():
-        if reason:
-            raise LockLost(name, reason)
+    for lease in leases:
+        if reason := lease.lost or ("Redis no longer knew its lease" if lease.grant in failed else ""):
+            raise LockLost(lease.name, reason)
 
 
 class _Disarmed:

@@ -45,6 +45,16 @@ class Cancel:
     until: float
     pause: float = RESOLUTION
 
+    @property
+    def slot(self) -> int:
+        """The slot of its lock."""
+        return self.call.keys.slot
+
+    @property
+    def name(self) -> str:
+        """The name of its lock."""
+        return self.call.keys.name
+
 
 Job: TypeAlias = Lease | Cancel
 Failure: TypeAlias = Refusal | NoAnswer | LockError
@@ -67,7 +77,7 @@ class Renewer:
 
     def add(self, lease: Lease) -> None:
         """Renew a lease from now on, until it is closed, lost, held for too long or garbage."""
-        self.assign(lease, lease.valid_until - lease.terms.timeout * 2 / 3)
+        self.assign(lease, lease.valid_until - lease.terms.timeout * 2 / 3, stretch_of(lease))
 
     def cancel(self, call: Call) -> None:
         """Send a cancel that its caller no longer waits for."""
@@ -80,11 +90,12 @@ class Renewer:
         """Forget a cancel."""
         self._cancels.discard(cancel)
 
-    def assign(self, job: Job, at: float) -> None:
-        """Have a job done by the thread of the node that serves its slot now."""
-        self.node(self.routes.primary(slot_of(job))).schedule(job, at)
-        for node in list(self.unstarted) if self.unstarted else ():
-            node.start()
+    def assign(self, job: Job, at: float, stretch: float = RESOLUTION) -> None:
+        """Have a job done by the thread of the node that serves its slot now; see `NodeRenewer.schedule`."""
+        self.node(self.routes.primary(job.slot)).schedule(job, at, stretch)
+        if self.unstarted:
+            for node in list(self.unstarted):
+                node.start()
 
     def node(self, node: Node | None) -> "NodeRenewer":
         """Return the renewer of a node; None stands for slots that no node is known to serve."""
@@ -118,11 +129,9 @@ class NodeRenewer:
         """The node, as the log names it."""
         return f"{self._node[0]}:{self._node[1]}" if self._node else "no node"
 
-    def schedule(self, job: Job, at: float, *, late: bool = False, asking: bool = False) -> None:
-        """Do a job together with what is due about then, not before the time given if it may be late."""
-        length = job.terms.timeout if isinstance(job, Lease) else math.inf
-        stretch = min(RESOLUTION, length / 12)
-        at = (math.ceil if late else math.floor)(at / stretch) * stretch
+    def schedule(self, job: Job, at: float, stretch: float = RESOLUTION, *, asking: bool = False) -> None:
+        """Do a job then, or up to that many seconds earlier, together with what is due in the same stretch of time."""
+        at = at // stretch * stretch
         with self._changed:
             if asking:
                 self._asking.add(job)
@@ -130,15 +139,20 @@ class NodeRenewer:
             if due is None:
                 due = self._due[at] = WeakSet()
             due.add(job)
-            if self.thread is None or not self.thread.is_alive():
+            if self.thread is None:
                 self._start()
             elif at < self._wakes:
                 self._changed.notify()
 
+    def _schedule_late(self, job: Job, at: float) -> None:
+        """Do a job not before that time, but together with what is due soon after."""
+        stretch = stretch_of(job) if isinstance(job, Lease) else RESOLUTION
+        self.schedule(job, at + stretch, stretch)
+
     def start(self) -> None:
         """Start the thread if there is none."""
         with self._changed:
-            if self.thread is None or not self.thread.is_alive():
+            if self.thread is None:
                 self._start()
 
     def _start(self) -> None:
@@ -153,13 +167,18 @@ class NodeRenewer:
             self.thread = thread
 
     def _work(self) -> None:
-        while True:
-            jobs = self._next()
-            if jobs is None:
-                return
-            if jobs:
-                self._do(jobs)
-            del jobs  # a lease that is only waited for is not held
+        try:
+            while True:
+                jobs = self._next()
+                if jobs is None:
+                    return
+                if jobs:
+                    self._do(jobs)
+                del jobs  # a lease that is only waited for is not held
+        finally:
+            with self._changed:
+                if self.thread is threading.current_thread():  # and not one that was started since
+                    self.thread = None
 
     def _next(self) -> list[Job] | None:
         """Wait until jobs are due and return them; None once there are none at all."""
@@ -167,7 +186,7 @@ class NodeRenewer:
             while True:
                 self._due = {at: jobs for at, jobs in self._due.items() if jobs}
                 if not self._due:
-                    self.thread = None
+                    self.thread = None  # under the same lock: what comes from here on starts another
                     return None
                 self._wakes = min(self._due)
                 now = time.monotonic()
@@ -205,9 +224,9 @@ class NodeRenewer:
             lost.append((job, held_too_long or job.trouble(now)))
             return False
         elif now >= job.hold_until:
-            self.schedule(job, job.valid_until, late=True)
+            self._schedule_late(job, job.valid_until)
             return False
-        if job not in self._asking and self._renewer.routes.primary(slot_of(job)) != self._node:
+        if job not in self._asking and self._renewer.routes.primary(job.slot) != self._node:
             self._renewer.assign(job, now)
             return False
         return True
@@ -222,7 +241,7 @@ class NodeRenewer:
         results: Sequence[Reply | Failure]
         try:
             if self._node is None:
-                results = [NoAnswer(f"no node serves slot {slot_of(job)}", now) for job in jobs]
+                results = [NoAnswer(f"no node serves slot {job.slot}", now) for job in jobs]
             else:
                 results = self._renewer.perform(ask_node(self._node, calls, routes, asking=asking))
             if any(isinstance(result, NoAnswer) for result in results):
@@ -233,7 +252,7 @@ class NodeRenewer:
                 self._renewer.perform(learn_from(routes, self._node))  # which answers, so that no other need be asked
         except Exception as error:
             guarded(logger.exception, "lock.renewal_failed")
-            results = [LockError(name_of(job), f"the renewal failed: {error!r}") for job in jobs]
+            results = [LockError(job.name, f"the renewal failed: {error!r}") for job in jobs]
         return results
 
     def _settle(
@@ -252,14 +271,14 @@ class NodeRenewer:
             reason = result.reason if isinstance(result, NoAnswer) else str(result)
         except LockError as error:
             reason = error.detail
-        if self._renewer.routes.primary(slot_of(job)) != self._node and self._renewer.may_move(job, now):
+        if self._renewer.routes.primary(job.slot) != self._node and self._renewer.may_move(job, now):
             self._renewer.assign(job, now)
             return
         failures[reason].append(job)
         if isinstance(job, Lease):
-            self.schedule(job, min(now + job.terms.timeout / 12, job.valid_until), late=True)
+            self._schedule_late(job, min(now + job.terms.timeout / 12, job.valid_until))
         else:
-            self.schedule(job, now + job.pause, late=True)
+            self._schedule_late(job, now + job.pause)
             job.pause = min(job.pause * 2, LONGEST_PAUSE)
 
     def _take(self, job: Job, reply: Reply, lost: list[tuple[Lease, str]]) -> None:
@@ -285,7 +304,7 @@ class NodeRenewer:
         routes = self._renewer.routes
         target = routes.redirected(str(refusal).split()[-1], self._node)
         if refusal.code == "MOVED":
-            routes.moved(slot_of(job), target)
+            routes.moved(job.slot, target)
         if target == self._node or not self._renewer.may_move(job, now):
             return False
         self._renewer.node(target).schedule(job, now, asking=refusal.code == "ASK")
@@ -296,7 +315,7 @@ class NodeRenewer:
         now = time.monotonic()
         self._told = {reason: at for reason, at in self._told.items() if now - at < SILENCE}
         for reason, jobs in failures.items():
-            names = sorted(name_of(job) for job in jobs if isinstance(job, Lease))
+            names = sorted(job.name for job in jobs if isinstance(job, Lease))
             if not names or reason in self._told:
                 continue
             self._told[reason] = now
@@ -312,14 +331,9 @@ class NodeRenewer:
             )
 
 
-def slot_of(job: Job) -> int:
-    """Return the slot of a job's lock."""
-    return job.grant.keys.slot if isinstance(job, Lease) else job.call.keys.slot
-
-
-def name_of(job: Job) -> str:
-    """Return the name of a job's lock."""
-    return job.name if isinstance(job, Lease) else job.call.keys.name
+def stretch_of(lease: Lease) -> float:
+    """Return the length of the stretches of time within which a lease is renewed together with others."""
+    return min(RESOLUTION, lease.terms.timeout / 12)
 
 
 def is_over(job: Job) -> bool:

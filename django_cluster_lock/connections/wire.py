@@ -60,16 +60,12 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 def patience(send: Send, now: float, socket_timeout: float) -> float:
     """Return how many seconds to wait for the answers to a request."""
-    return min(send.blocks + min(socket_timeout, send.at_most), _left(send, now))
+    return min(send.blocks + socket_timeout, send.blocks + send.at_most, max(send.deadline - now, 0.0) + send.overtime)
 
 
 def wait_for_one(send: Send, now: float, socket_timeout: float) -> float:
     """Return how many seconds to wait for a connection that none comes back to."""
-    return min(socket_timeout, send.at_most, _left(send, now))
-
-
-def _left(send: Send, now: float) -> float:
-    return max(send.deadline - now, 0.0) + send.overtime
+    return min(socket_timeout, send.at_most, max(send.deadline - now, 0.0) + send.overtime)
 
 
 def failed(send: Send, error: Exception, sent: float | None) -> NoAnswer:

@@ -9,6 +9,7 @@ Shape: TypeAlias = tuple[type | tuple[type, ...], ...]
 _TEXT = (bytes, NoneType)  # a field that a record need not have
 _HOLDER: Shape = (int, int, _TEXT, _TEXT, _TEXT, _TEXT)  # ms left of the lease, 1 if the first in the queue, who
 _ENTRY: Shape = (bytes, bytes, _TEXT)  # its message may be gone
+ENTRIES: Shape = (bytes, bytes, _TEXT)  # any number of them
 
 ANSWERS: dict[str, dict[bytes, Shape]] = {
     "acquire": {b"own": (int,), b"queued": _HOLDER, b"busy": _HOLDER, b"over": ()},
@@ -36,7 +37,7 @@ ANSWERS: dict[str, dict[bytes, Shape]] = {
         b"ended": (),
         b"over": (),
     },
-    "land": {b"settle": _ENTRY, b"next": _ENTRY, b"kept": (), b"handed": (), b"released": (), b"lost": ()},
+    "land": {b"settle": ENTRIES, b"next": _ENTRY, b"kept": (), b"handed": (), b"released": (), b"lost": ()},
     "drain": {b"next": _ENTRY, b"busy": (), b"empty": ()},
     "confirm": {b"ok": ()},
     "ended": {b"ended": (), b"running": (), b"open": ()},
@@ -49,8 +50,8 @@ def read(script: str, value: object) -> tuple[bytes, Sequence[object]] | None:
     if type(status) is not bytes:
         return None
     shape = ANSWERS[script].get(status)
-    if status == b"settle" and shape:  # any number of entries
+    if not shape:
+        return None if shape is None else (status, details)
+    if shape is ENTRIES:
         shape *= (len(details) + 2) // 3
-    if shape is None or (shape and (len(details) < len(shape) or not all(map(isinstance, details, shape)))):
-        return None
-    return status, details
+    return (status, details) if len(details) >= len(shape) and all(map(isinstance, details, shape)) else None

@@ -515,6 +515,16 @@ def test_while_held_it_is_not_entered_a_second_time(databases):
     assert is_free()
 
 
+def test_while_kept_it_is_not_entered_with_a_token_of_ones_own(databases):
+    with transaction.atomic():
+        with cache_lock("stock"):
+            pass
+        with pytest.raises(LockError, match="held right here already"):
+            cache_lock("stock").acquire(token="own")
+        assert not cache_lock("stock").acquire(blocking=False, token="own")
+    assert is_free()
+
+
 def test_some_of_several_are_entered_again(databases):
     with transaction.atomic():
         with cache_lock("b") as lock:

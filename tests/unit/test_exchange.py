@@ -951,6 +951,14 @@ def test_a_layout_that_grew_old_is_learnt_anew(call):
     assert cluster.routes.required(A) == 2
 
 
+@pytest.mark.parametrize("call", [calling(replicas=0), Batch([calling(replicas=0)])], ids=["call", "batch"])
+def test_an_old_layout_is_good_enough_where_no_replica_counts(call):
+    cluster = Cluster([OWN])
+    cluster.now += layout.LAYOUT_LASTS
+    cluster.carry(call)
+    assert cluster.layouts == []
+
+
 def test_a_layout_is_not_asked_for_past_the_deadline():
     """Of all the nodes that might tell it, one at least is asked."""
     cluster = Cluster([OWN, 1], layout={}, known=False)
