@@ -11,7 +11,7 @@ from pathlib import Path
 import redis
 from django.conf import settings
 
-from benchmarks import busy, calls, flights, handover, many, pair
+from benchmarks import busy, calls, crowds, flights, handover, hung, many, pair
 from benchmarks.bars import chart
 from benchmarks.contestants import Bare, BareAcknowledged, Ours, OursAcknowledged, Push, PythonRedisLock, RedisPy
 from django_cluster_lock import embedded
@@ -84,7 +84,9 @@ def times(cluster, broker, *, quick, prefix=""):
     urls = cluster.urls
     yield from pairs(urls, 5 if quick else 41, prefix)
     yield from handovers(urls, 10 if quick else 200, prefix)
-    yield from crowds(urls, quick=quick)
+    yield from many_locks(urls, quick=quick)
+    yield from cold_crowds(urls, quick=quick)
+    yield from beside_a_hung_node(cluster, quick=quick)
     yield from tasks(cluster, broker, 100 if quick else 2000, prefix)
 
 
@@ -167,7 +169,7 @@ def handovers(urls, rounds, prefix):
     yield plot(f"{prefix}handovers", "Hand-over to a waiter, median", medians)
 
 
-def crowds(urls, *, quick):
+def many_locks(urls, *, quick):
     yield "### Many locks\n"
     alias = f"benchmark-{Ours.replicas}"
     at_once, one_by_one = many.together(alias, 100, 3 if quick else 15)
@@ -183,6 +185,38 @@ def crowds(urls, *, quick):
         f"{'all held' if held else 'SOME LOST'} |"
     )
     yield f"| memory of a held lock | {record:.0f} bytes the record with its owner, {index:.0f} its index of one |"
+    yield ""
+
+
+def cold_crowds(urls, *, quick):
+    rounds = 1 if quick else 3
+    yield "### A crowd in a new process\n"
+    yield (
+        f"All start at once, under `ulimit -n {crowds.DESCRIPTORS}`, each with a lock of its own, from a process that "
+        f"has no connection yet: medians of {rounds} processes.\n"
+    )
+    yield "| lock | crowd | ms until all are done | had their lock |\n|---|---|---:|---:|"
+    for crowd, count in (("threads", 100), ("coroutines", 1500)):
+        for lock, label in crowds.LOCKS.items():
+            outcomes = [crowds.measure(lock, crowd, count, urls) for _ in range(rounds)]
+            seconds = statistics.median(outcome.seconds for outcome in outcomes)
+            least = min(outcome.had for outcome in outcomes)
+            yield f"| {label} | {count:,} {crowd} | {seconds * 1000:,.0f} | {least:,} of {count:,} |"
+    yield ""
+
+
+def beside_a_hung_node(cluster, *, quick):
+    seconds = 1 if quick else 2
+    yield "### Calls on healthy shards while a node hangs\n"
+    yield (
+        f"REPLICAS auto, {hung.LEASES} leases of {hung.TIMEOUT:.0f} s on all shards in one process. One primary is "
+        f"stopped for {seconds} s while five threads ask it; medians of pairs on the other shards.\n"
+    )
+    yield "| callers | µs a pair before | µs meanwhile | ratio | their leases lost |\n|---|---:|---:|---:|---:|"
+    for face in ("threads", "asyncio"):
+        before, meanwhile, lost, leases = hung.measure(cluster, seconds, face=face)
+        figures = f"{before * 1e6:.0f} | {meanwhile * 1e6:.0f} | {meanwhile / before:.2f}x | {lost} of {leases}"
+        yield f"| {face} | {figures} |"
     yield ""
 
 

@@ -7,10 +7,11 @@ import redis
 import redis_lock
 
 from django_cluster_lock import protocol, scripts
+from django_cluster_lock.acknowledgement import wait
 from django_cluster_lock.aliases import Alias, aliases
 from django_cluster_lock.conf import AliasSettings
 from django_cluster_lock.connections.wire import Inbox, pack
-from django_cluster_lock.exchange import command, wait
+from django_cluster_lock.exchange import command
 from django_cluster_lock.layout import learn
 from django_cluster_lock.lock import Lock
 from django_cluster_lock.names import keys_of

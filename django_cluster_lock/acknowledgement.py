@@ -71,7 +71,7 @@ class ReplicaCheck:
         lists = ROLE if routes.lists_roles else INFO
         if self._waits_for:
             self.blocks = within
-            self.commands: tuple[Command, ...] = (_wait(self._waits_for, within), lists)
+            self.commands: tuple[Command, ...] = (wait(self._waits_for, within), lists)
         else:
             self.blocks = 0.0
             self.commands = (lists,)
@@ -149,7 +149,8 @@ class ReplicaCheck:
 
 
 @lru_cache(maxsize=64)
-def _wait(replicas: int, seconds: float) -> Command:
+def wait(replicas: int, seconds: float) -> Command:
+    """Return the command that waits until so many replicas have acknowledged all that was written before it."""
     return b"WAIT", b"%d" % replicas, b"%d" % max(seconds * 1000, 1)
 
 
