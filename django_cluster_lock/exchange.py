@@ -79,7 +79,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
     course = Course(call, routes)
     while True:
         if outcome is None:
-            if course.node is None and not call.lingers:
+            if course.node is None and (call.deadline or not call.lingers):
                 yield from course.learn()
                 course.find_node()
             if course.node and call.replicas is None and routes.required(course.node) is None:

@@ -71,7 +71,8 @@ class Lock(Fencing):
         Raises:
             LockNotHeld: nothing is held here.
             LockLost: the lease had ended before.
-            LockUnavailable: Redis could not be told; the lock comes free when the lease ends.
+            LockUnavailable: Redis could not be told. It is told again later; the lock comes free then, or when the
+                lease ends.
         """
         try:
             self._run(self._releasing())

@@ -64,7 +64,7 @@ class Call:
         deadline: when to give up trying, on the monotonic clock, but after one attempt at least; 0 for one attempt.
         within: how many seconds that one attempt may take, beside those that the replicas get.
         once: it is not sent again once it was sent without an answer.
-        lingers: for how many seconds it is sent again without its caller, where that one attempt failed.
+        lingers: for how many seconds it is sent again without its caller, where nobody answered.
     """
 
     keys: Keys
@@ -252,13 +252,14 @@ def released(keys: Keys, token: bytes, *, mark: bool) -> tuple[bytes, ...]:
 def release(grant: Grant, *, deadline: float, valid_until: float) -> Flow[bool]:
     """Releases a lease; its lock goes to the first waiter in the same script.
 
+    Where no answer comes before the deadline it is tried again without the caller, for as long as the lease lasts.
+
     Returns:
         Whether the lease was still the holder's. An answer "not owner" after an attempt that stayed without one
         means that the first attempt did it, if the lease was valid when it was sent.
     """
-    args = released(grant.keys, grant.token, mark=grant.unanswered)
     try:
-        reply: Reply = yield Call(grant.keys, scripts.RELEASE, args, deadline)
+        reply: Reply = yield releasing(grant, deadline=deadline, valid_until=valid_until)
     except (LockError, GeneratorExit):
         raise
     except BaseException:  # interrupted: the request may not have gone out
@@ -266,6 +267,11 @@ def release(grant: Grant, *, deadline: float, valid_until: float) -> Flow[bool]:
             yield give_up(grant.keys, grant.token, mark=False)
         raise
     return was_released(reply, valid_until)
+
+
+def releasing(grant: Grant, *, deadline: float, valid_until: float) -> Call:
+    args = released(grant.keys, grant.token, mark=grant.unanswered)
+    return Call(grant.keys, scripts.RELEASE, args, deadline, lingers=max(valid_until - deadline, 0.0))
 
 
 def was_released(reply: Reply, valid_until: float) -> bool:
@@ -388,10 +394,7 @@ def keep_all(held: Sequence[Grant], terms: Terms) -> Flow[list[Grant]]:
 
 def release_all(grants: Sequence[Grant], *, deadline: float, valid_until: float) -> Flow[list[Grant | LockError]]:
     """Releases leases, all at once; what it returns was not the holder's any more, or could not be asked for."""
-    calls = [
-        Call(grant.keys, scripts.RELEASE, released(grant.keys, grant.token, mark=grant.unanswered), deadline)
-        for grant in grants
-    ]
+    calls = [releasing(grant, deadline=deadline, valid_until=valid_until) for grant in grants]
     try:
         replies: Replies = yield Batch(calls)
     except GeneratorExit:

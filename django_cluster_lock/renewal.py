@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -33,13 +33,14 @@ RESOLUTION = 0.25  # seconds: leases due within the same stretch are renewed tog
 LARGEST_BATCH = 1000
 SETTLED_AFTER = 0.2  # seconds: what was sent on twice within them pauses, since nodes may send to each other for ever
 LONGEST_PAUSE = 2.0  # seconds between two attempts at a cancel
+CANCEL_TAKES = 0.3  # seconds for one attempt at it: the leases of its node wait for that
 SILENCE = 10.0  # seconds in which a failure of the same kind is not logged again
 NAMES_TOLD = 3  # how many locks a line of the log names
 
 
 @dataclass(eq=False)
 class Cancel:
-    """A cancel whose caller is gone, sent until the node answers or nothing is left to take back."""
+    """A release or a cancel without a caller, sent until the node answers or nothing is left to take back."""
 
     call: Call
     until: float
@@ -80,9 +81,9 @@ class Renewer:
         self.assign(lease, lease.valid_until - lease.terms.timeout * 2 / 3, stretch_of(lease))
 
     def cancel(self, call: Call) -> None:
-        """Send a cancel that its caller no longer waits for."""
+        """Send a release or a cancel that its caller no longer waits for."""
         now = time.monotonic()
-        cancel = Cancel(call, now + call.lingers)
+        cancel = Cancel(replace(call, deadline=0.0, within=CANCEL_TAKES), now + call.lingers)
         self._cancels.add(cancel)
         self.assign(cancel, now)
 
@@ -199,8 +200,8 @@ class NodeRenewer:
         failures: dict[str, list[Job]] = defaultdict(list)
         ready = [job for job in jobs if self._is_ready(job, time.monotonic(), lost)]
         silence: NoAnswer | None = None
-        for start in range(0, len(ready), LARGEST_BATCH):
-            batch = [job for job in ready[start : start + LARGEST_BATCH] if not is_over(job)]
+        for planned in batches_of(ready):
+            batch = [job for job in planned if not is_over(job)]
             # To a node that was silent just now the rest is not sent before the next attempt.
             results = [silence] * len(batch) if silence else self._ask(batch)
             silence = next((result for result in results if isinstance(result, NoAnswer)), None)
@@ -334,6 +335,14 @@ class NodeRenewer:
 def stretch_of(lease: Lease) -> float:
     """Return the length of the stretches of time within which a lease is renewed together with others."""
     return min(RESOLUTION, lease.terms.timeout / 12)
+
+
+def batches_of(jobs: Sequence[Job]) -> list[Sequence[Job]]:
+    """Return what to ask at once: leases first, apart from cancels, which are given less time for an answer."""
+    leases = [job for job in jobs if isinstance(job, Lease)]
+    cancels = [job for job in jobs if isinstance(job, Cancel)]
+    kinds: tuple[Sequence[Job], ...] = leases, cancels
+    return [kind[start : start + LARGEST_BATCH] for kind in kinds for start in range(0, len(kind), LARGEST_BATCH)]
 
 
 def is_over(job: Job) -> bool:

@@ -225,6 +225,20 @@ def test_so_does_any_other_call(shard, actor, monkeypatch):
         assert passed.seconds < 0.3 + LATE, method
 
 
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]], ids=["one", "several"])
+def test_a_release_that_nobody_answered_is_told_later(shard, actor, record, monkeypatch, names):
+    """Long before the lease ends."""
+    monkeypatch.setattr(Alias, "patience", 0.3)
+    held = cache_lock(names, tag="a", timeout=3600)
+    assert actor.do(held, "acquire")
+    shard.proxy.harm(hanging())
+    with pytest.raises(LockUnavailable):
+        actor.do(held, "release")
+    shard.proxy.heal()
+    for name in names:
+        until(lambda: not cache_lock(name, tag="a").locked())  # noqa: B023
+
+
 def test_a_lease_that_is_not_renewed_makes_few_attempts_and_few_lines(shard, record, caplog):
     """Though each attempt fails at once."""
     held = [cache_lock(f"failing:{number}", tag="a") for number in range(20)]
