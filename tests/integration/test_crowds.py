@@ -1,7 +1,12 @@
 """Many callers in one process: their connections are bounded, their leases kept, and their turns come in order."""
 
-import pytest
+import threading
 
+import pytest
+import redis
+
+from django_cluster_lock import cache_lock, embedded
+from django_cluster_lock.aliases import aliases
 from tests.programs import Program
 
 LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {0}))"
@@ -103,3 +108,37 @@ def test_a_crowd_in_a_new_process(locks, crowd):
     with Program(SOCKETS + crowd, locks, first=LIMIT.format(1024)) as program:
         assert program.hear(60) == "[] True"
         assert program.wait() == 0
+
+
+@pytest.fixture
+def crowded(tmp_path, settings, prefix):
+    """A client of a server of the test's own that takes eight clients, this one included, where all locks are."""
+    running = embedded.up(tmp_path / "server", cluster=False, owner=True)
+    settings.CLUSTER_LOCKS = {"default": {"LOCATION": running.urls[0], "KEY_PREFIX": prefix, "TIMEOUT": 3}}
+    with redis.Redis.from_url(running.urls[0]) as client:
+        client.config_set("maxclients", 8)
+        yield client
+    aliases.close()
+    embedded.down(running.directory)
+
+
+def test_a_server_that_takes_no_more_clients(crowded):
+    """The callers of a process share the connections that it got, and its leases are kept."""
+    held = [cache_lock(f"held:{number}") for number in range(5)]
+    for lock in held:
+        lock.acquire()
+    had, barrier = [], threading.Barrier(60)
+
+    def call(number):
+        barrier.wait()
+        with cache_lock(f"own:{number}", blocking_timeout=30):
+            had.append(number)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(had) == list(range(60))
+    assert crowded.info("stats")["rejected_connections"] > 0
+    assert all(lock.owned() for lock in held)
