@@ -78,6 +78,19 @@ def role_of(server, port):
 
 
 @contextmanager
+def cut_off(server, port, primary):
+    """Let a replica run, and copy nothing."""
+    node = server.node(port)
+    node.config_set("masterauth", "wrong")
+    server.node(primary).execute_command("CLIENT KILL TYPE REPLICA")
+    until(lambda: port not in replicas_of(server, primary))
+    try:
+        yield
+    finally:
+        node.config_set("masterauth", server.password)
+
+
+@contextmanager
 def stopped(server, port):
     os.kill(server.embedded.pid(port), signal.SIGSTOP)
     try:
@@ -236,17 +249,54 @@ def test_a_server_that_keeps_cluster_from_its_users(start, use):
     assert is_to_be_had()
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("kind", ["valkey-cluster", "redis7-cluster", "redis62-cluster"])
-def test_a_planned_failover_leaves_nobody_out(start, use, prefix, kind):
+def test_a_planned_failover_leaves_nobody_out(start, use, prefix, kind, replicas):
     """The old primary is connected as a replica before the new one calls it that."""
-    server = start(kind)
+    server = start(kind, replicas=replicas)
     use(server)
-    _, replica = nodes_of_shard(server, prefix, "a")
+    old, new, *others = nodes_of_shard(server, prefix, "a")
     assert is_to_be_had()
-    server.node(replica).execute_command("CLUSTER FAILOVER")
-    until(lambda: is_primary(server, replica))
+    server.node(new).execute_command("CLUSTER FAILOVER")
+    until(lambda: is_primary(server, new))
     until(is_to_be_had)
-    assert aliases["default"].topology.required(("127.0.0.1", replica)) == 1
+    assert aliases["default"].topology.required(("127.0.0.1", new)) == replicas
+    for port in (old, *others):
+        with stopped(server, port):
+            assert f"{replicas - 1} of {replicas} replicas" in refusal()
+        until(is_to_be_had)
+
+
+@pytest.mark.parametrize("kind", ["valkey-cluster", "redis7-cluster", "redis62-cluster"])
+def test_a_stranger_in_a_shard_of_three_stands_for_nobody(start, use, prefix, kind):
+    """As many acknowledge as there are members, and one of them is a backup."""
+    server, backup = start(kind, replicas=2), start(kind, "backup", cluster=False)
+    use(server)
+    primary, *replicas = nodes_of_shard(server, prefix, "a")
+    (stranger,) = backup.embedded.ports
+    copy = backup.node(stranger)
+    copy.config_set("masterauth", server.password)
+    copy.replicaof("127.0.0.1", primary)
+    until(lambda: set(replicas_of(server, primary)) == {*replicas, stranger})
+    assert is_to_be_had()
+    for port in replicas:
+        with cut_off(server, port, primary):
+            until(lambda: len(replicas_of(server, primary)) == 2)
+            assert server.node(primary).wait(2, 5000) == 2
+            told = refusal()
+            assert "1 of 2 replicas" in told
+            assert f"not connected: 127.0.0.1:{port}" in told
+        until(is_to_be_had)
+    copy.replicaof("127.0.0.1", replicas[0])  # whose replica it stays when that is promoted
+    until(lambda: replicas_of(server, primary) and set(replicas_of(server, primary)) == set(replicas))
+    server.node(replicas[0]).execute_command("CLUSTER FAILOVER")
+    until(lambda: is_primary(server, replicas[0]))
+    until(lambda: set(replicas_of(server, replicas[0])) == {primary, replicas[1], stranger})
+    until(is_to_be_had)
+    with cut_off(server, replicas[1], replicas[0]):
+        until(lambda: set(replicas_of(server, replicas[0])) == {primary, stranger})
+        assert "1 of 2 replicas" in refusal()
+    until(is_to_be_had)
 
 
 def test_a_guarded_write_is_never_sent_twice(start, use, prefix):
