@@ -4,6 +4,7 @@ from tests.model.world import NOBODY, RUNNING, Node
 
 WRITTEN, NOT_YET = 1000, 990  # offsets of replication: a primary's, and a replica's that lacks something
 SEEN, LAST_TOLD = Node._fields.index("sees"), Node._fields.index("behind") + 1
+ALONE = "ERR This instance has cluster support disabled"
 UNKNOWN = "ERR unknown subcommand 'SHARDS'. Try CLUSTER HELP."
 
 
@@ -42,6 +43,9 @@ class Answers:
 
 def answer(addresses, nodes, facts, place, command):
     words = b" ".join(command[:2]).upper()
+    is_foreign = addresses.kind.members <= place < addresses.others[0]
+    if is_foreign and words.startswith(b"CLUSTER"):
+        return ALONE  # only a server of no cluster can be attached by REPLICAOF
     if words == b"CLUSTER SLOTS":
         return slots(addresses, view(addresses, nodes, facts, place))
     if words == b"CLUSTER NODES":

@@ -28,7 +28,7 @@ KEYS = keys_of("model", "lock")._replace(slot=0)
 TERMS = Terms(2 * UNIT, 1, None, (b"host", b"1", b"main", b""), patience=0.15)
 SCRIPTS = {
     digest: script.name
-    for script in (scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE)
+    for script in (scripts.ACQUIRE, scripts.ATTACH, scripts.RENEW, scripts.RELEASE)
     for digest in (script.sha, script.text)
 }
 # How long things take on the client's clock: far shorter than a unit of the world's time. What is answered or refused
@@ -73,8 +73,8 @@ class Step:
         key: the step before it and what was put in there, or how it began.
         sends: what it asks of nodes, if it has not ended: for each the node's address and the commands.
         batch: the answers are wanted as a list.
-        calls: the scripts among the commands: each a name, a token, and whether that is to be marked. None where the
-            client finds its way.
+        calls: the scripts among the commands: each a name, a token, and whether that is to be marked, or for an attach
+            the token of the detached lease. None where the client finds its way.
         result: of a flow that has ended: "granted", the units of validity, and whether a request may still be under
             way; or the error's name and text; or what the flow returned.
         known: what the client knows of the cluster after that, as a number of `Flows.topologies`.
@@ -176,8 +176,9 @@ class Flows:
 
         Args:
             known: what the client knows of the cluster.
-            what: "acquire" and a token; or "renew", "keep" or "release", the token, the units for which the lease is
-                valid, and whether a request for it may still be under way.
+            what: "acquire" and a token; or "attach", a token, and the token of the detached lease; or "renew",
+                "keep" or "release", the token, the units for which the lease is valid, and whether
+                a request for it may still be under way.
             first: whom it asks first for the layout.
         """
         key = (known, what, first)
@@ -279,6 +280,8 @@ def flow_of(what, clock):
     kind, token, *lease = what
     if kind == "acquire":
         return protocol.acquire(KEYS, token, TERMS, now=clock, until=clock, blocking=False)
+    if kind == "attach":
+        return protocol.attach_all([(KEYS, *lease)], lambda: token, TERMS, now=clock)
     left, unanswered = lease
     grant = Grant(KEYS, token, 1, clock + left * UNIT, unanswered)
     if kind == "renew":
@@ -293,9 +296,11 @@ def is_script(command):
 
 
 def called(command):
-    """Return a script's name, the token it is called with, and whether that is to be marked."""
+    """Return a script's name, the token it is called with, and the other argument: see `Step.calls`."""
     name = SCRIPTS[command[1]]
     token, argument, *_ = command[3 + int(command[2]) :]
+    if name == "attach":
+        return name, argument, token
     return name, token, name == "release" and argument == b"1"
 
 

@@ -100,9 +100,8 @@ def search(kind: Kind, limit: int, **kwargs) -> Found:
     return Search(Model(kind, **kwargs)).run(limit)
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m tests.model.search", description=__doc__)
-    parser.add_argument("--states", type=int, default=100_000, help="how many to search, if nothing is found")
+def add_options(parser, tries: int):
+    """Add the options that tell which shard it is, what may happen to it, and which promises are watched."""
     parser.add_argument("--members", type=int, default=3, choices=(2, 3), help="nodes of the shard")
     parser.add_argument("--foreign", type=int, default=0, choices=(0, 1), help="replicas that belong to no shard")
     parser.add_argument("--servers", default="valkey", choices=("valkey", "7.2", "7.0", "6.2"), help="whose rules")
@@ -112,23 +111,41 @@ def main():
     parser.add_argument("--mishaps", type=int, default=-1, help="of requests; -1: any number")
     parser.add_argument("--times", type=int, default=-1, help="how often a third of a lease passes; -1: any number")
     parser.add_argument("--only-acquire", action="store_true", help="clients neither renew nor release")
-    parser.add_argument("--tries", type=int, default=2, help="how many leases each client tries for")
+    parser.add_argument("--detaches", action="store_true", help="clients detach their leases, and attach them")
+    parser.add_argument("--tries", type=int, default=tries, help="how many leases each client tries for")
     parser.add_argument("--empties", action="store_true", help="former primaries may start again without data, at once")
     parser.add_argument("--gap", action="store_true", help="something may happen between WAIT and the command after it")
     parser.add_argument("--promise", action="append", choices=PROMISES)
-    options = parser.parse_args()
+
+
+def model_of(options) -> Model:
+    """Return the model that the options ask for."""
     kind = Kind(options.members, options.foreign, options.servers, options.stays_recent, options.any_age)
     kind = kind._replace(empties=options.empties, gap=options.gap)
     kind = kind._replace(faults=options.faults, mishaps=options.mishaps, times=options.times)
     promises = options.promise or PROMISES
+    keeps, detaches = not options.only_acquire, options.detaches
+    return Model(kind, promises, tries=options.tries, keeps=keeps, detaches=detaches)
+
+
+def print_broken(trace: list[str], broken: Broken):
+    """Print how a promise was broken, an event a line."""
+    for number, line in enumerate(trace, 1):
+        print(f"{number:3}. {line}")
+    print(f"Broken: {broken.told}.")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.model.search", description=__doc__)
+    parser.add_argument("--states", type=int, default=100_000, help="how many to search, if nothing is found")
+    add_options(parser, tries=2)
+    options = parser.parse_args()
     begun = time.monotonic()
-    found = search(kind, options.states, promises=promises, tries=options.tries, keeps=not options.only_acquire)
+    found = Search(model_of(options)).run(options.states)
     seconds = time.monotonic() - begun
     print(f"{found.states} states, {found.events} events, {found.depth} deep, {seconds:.1f} s")
-    for number, line in enumerate(found.trace, 1):
-        print(f"{number:3}. {line}")
     if found.broken:
-        print(f"Broken: {found.broken.told}.")
+        print_broken(found.trace, found.broken)
         raise SystemExit(1)
 
 

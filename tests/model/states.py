@@ -12,6 +12,7 @@ NAMES = "AB"  # of the clients
 LATE = 1  # requests that may be on their way without anybody waiting for the answer
 LONGEST = 60  # requests of one call; more would be a call that never ends
 PROMISES = ("exclusion", "fences", "strangers", "replicas")
+TAKES = {"acquire", "attach"}  # what gives a new lease
 # What may become of a request that is on its way, that runs, and whose wait for replicas is over.
 PENDING = ("go", "step", "lost", "late", "unheard", "count")
 RUNNING_THERE = ("answer", "unheard", "count")
@@ -20,6 +21,8 @@ DOES = {
     "acquire": "{} asks for the lock",
     "renew": "{} renews its lease",
     "keep": "{} renews its lease in a batch",
+    "detach": "{} detaches its lease and gives the token on",
+    "attach": "{} attaches the detached lease",
     "release": "{} releases its lease",
     "its request": "{} goes on with its request",
 }
@@ -65,7 +68,7 @@ class Call(NamedTuple):
     Args:
         step: where its flow stands, as a number of `Flows.steps`.
         since: units of time since it last asked something.
-        what: "acquire", "renew", "keep" or "release".
+        what: "acquire", "attach", "renew", "keep" or "release".
         token: of the lease.
         got: the fence that was answered last.
         place: the node that answered it.
@@ -112,10 +115,12 @@ class Model:
         scripts: those of the lock, in Python.
         tries: how many leases each client tries for.
         keeps: they renew and release them, too.
+        detaches: they detach them, and attach what was detached.
     """
 
-    def __init__(self, kind: Kind, promises=PROMISES, scripts=SCRIPTS, tries=2, keeps=True):
+    def __init__(self, kind: Kind, promises=PROMISES, *, scripts=SCRIPTS, tries=2, keeps=True, detaches=False):
         self.kind, self.promises, self.scripts, self.tries, self.keeps = kind, promises, scripts, tries, keeps
+        self.detaches = detaches
         self.addresses = Addresses(kind)
         self.flows = Flows(self.addresses.nodes)
         self.answer = Answers(self.addresses)
@@ -132,8 +137,8 @@ class Model:
     def after(self, state):
         """Give all that may happen: the event, the state after it, and what it broke."""
         for event, after, broken in self._after(state):
-            yield event, after, broken or self._strangers
-            self._strangers = None
+            strangers, self._strangers = self._strangers, None
+            yield event, after, broken or strangers
 
     def _after(self, state):
         nodes, facts, clients = state
@@ -215,10 +220,9 @@ class Model:
             return
         if number and not client.tried and not state.clients[0].tried:
             return  # the clients are alike: it is the first that begins
-        # One renews alone, the other as the renewer does, in a batch.
-        renewing = "keep" if number else "renew"
-        does = ("acquire",) if not client.lease else (renewing, "release") if self.keeps else ()
-        for what in does if client.lease or client.tried < self.tries else ():
+        if client.lease and self.detaches:
+            yield (name, "detach", "go", 0), self._detached(state, number), None
+        for what in self._does(state, number):
             for first in self.asked_first:
                 begun, asked, problem = self._begin(state, number, what, first)
                 event = (name, what)
@@ -231,6 +235,22 @@ class Model:
                         yield from self._whoever_is_asked(event, begun, number, fate, first)
                 if not asked:
                     break
+
+    def _does(self, state, number):
+        """Return what a client may ask for."""
+        client = state.clients[number]
+        if client.lease:
+            # One renews alone, the other as the renewer does, in a batch.
+            return ("keep" if number else "renew", "release") if self.keeps else ()
+        if client.tried >= self.tries:
+            return ()
+        return ("acquire", "attach") if state.facts.detached else ("acquire",)
+
+    def _detached(self, state, number):
+        """Return the state once a client has given its lease out of its hands."""
+        client = state.clients[number]
+        facts = state.facts._replace(detached=client.lease.token)
+        return with_client(state._replace(facts=facts), number, client._replace(lease=None))
 
     def _possible(self, fates, state):
         """Return the fates that a request may meet, as long as something may go wrong."""
@@ -253,6 +273,8 @@ class Model:
         """Return the state after an event of a client, as `after` gave it, and tell what happens in `log`."""
         name, what, fate, first = event
         number = NAMES.index(name)
+        if what == "detach":
+            return self._detached(state, number)
         if what != "its request":
             state, _, _ = self._begin(state, number, what, first)
         if fate != "hold" and state.clients[number].call:
@@ -262,9 +284,9 @@ class Model:
     def _begin(self, state, number, what, first):
         client = state.clients[number]
         lease = client.lease
-        if what == "acquire":
+        if what in TAKES:
             token = b"%s%d" % (NAMES[number].encode(), client.tried + 1)
-            asked_for = what, token
+            asked_for = (what, token) if what == "acquire" else (what, token, state.facts.detached)
             client = client._replace(tried=client.tried + 1)
         else:
             token = lease.token
@@ -352,24 +374,25 @@ class Model:
         return state, nodes[place].follows != place or acks(nodes, place, waiting.has) >= wanted
 
     def _run_script(self, nodes, place, called):
-        name, token, mark = called
+        name, token, other = called
         before = nodes[place].data
-        told, after = self.scripts[name](before, token, mark)
+        told, after = self.scripts[name](before, token, other)
         self.ran.add((before, called, told, after))
         if "strangers" in self.promises:
-            self._check_script(name, token, told, before, after)
+            self._check_script(called, told, before, after)
         if after != before or told[0] in (b"own", b"ok"):
             world.write(nodes, place, after)
         return told
 
-    def _check_script(self, name, token, told, before, after):
-        """I4: nobody but its holder changes a lease, and none comes back."""
+    def _check_script(self, called, told, before, after):
+        """I4: nobody but its holder, or who attaches it, changes a lease, and none comes back."""
+        name, token, other = called
         held = before is not None and before.token is not None and before.left > 0
         if name == "renew" and told[0] == b"ok" and not (held and before.token == token):
             self._strangers = Broken("strangers", f"the lease {token.decode()} comes back")
         elif (
             held
-            and before.token != token
+            and before.token != (other if name == "attach" and token != before.token else token)
             and (after is None or (after.token, after.left) != (before.token, before.left))
         ):
             self._strangers = Broken(
@@ -475,7 +498,7 @@ class Model:
             return with_client(state, number, client._replace(lease=lease)), None
         _, left, unanswered = result
         fence, highest = call.got, state.facts.highest
-        if call.what != "acquire":
+        if call.what not in TAKES:
             left, unanswered = (
                 max(left, lease.left if lease else 0),
                 unanswered or (lease is not None and lease.unanswered),
@@ -492,9 +515,9 @@ class Model:
         if "exclusion" in self.promises and others:
             return Broken("exclusion", f"{name} and {others[0]} hold the lock at once")
         if "fences" in self.promises:
-            if call.what == "acquire" and fence <= highest:
+            if call.what in TAKES and fence <= highest:
                 return Broken("fences", f"{name} is granted a fence that is not above all before")
-            if call.what != "acquire" and fence < highest:
+            if call.what not in TAKES and fence < highest:
                 return Broken("fences", f"{name} has its lease again, after a later one")
         if "replicas" in self.promises:
             return self._not_everywhere(state, call)

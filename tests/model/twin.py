@@ -26,6 +26,17 @@ def renew(data, token, mark):
     return (b"ok", data.fence), data._replace(left=max(data.left, LEASE))
 
 
+def attach(data, token, old):
+    if data and any(marked == token for marked, _ in data.marks):
+        return (b"over",), data
+    if data is None or data.token not in (token, old) or data.left <= 0:
+        return (b"lost",), data
+    if data.token == token:
+        return (b"own", data.fence), data._replace(left=max(data.left, LEASE))
+    fence = next_fence(data.fence)
+    return (b"own", fence), Record(token, fence, LEASE, data.marks)
+
+
 def release(data, token, mark):
     mine = data is not None and data.token == token
     answer = b"released" if mine and data.left > 0 else b"not owner"
@@ -37,4 +48,4 @@ def release(data, token, mark):
     return (answer,), data
 
 
-SCRIPTS = {"acquire": acquire, "renew": renew, "release": release}
+SCRIPTS = {"acquire": acquire, "attach": attach, "renew": renew, "release": release}

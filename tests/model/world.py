@@ -65,6 +65,7 @@ class Facts(NamedTuple):
         faults: how many more times a node or a connection may fail; below 0: any number of times.
         mishaps: how many more times a request may be lost, late, slow, or unheard; below 0: any number of times.
         times: how many more units of time may pass; below 0: any number.
+        detached: the token of the lease that was detached last; whoever is told may attach it, and more than once.
     """
 
     owner: int
@@ -74,6 +75,7 @@ class Facts(NamedTuple):
     faults: int
     mishaps: int
     times: int
+    detached: bytes | None = None
 
 
 class Kind(NamedTuple):
