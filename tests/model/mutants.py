@@ -41,22 +41,24 @@ class ScriptMutant:
         return changed
 
 
+# Those that a random search may take minutes to notice: rare interleavings show them.
+ACQUIRE_SHORTENS = ScriptMutant(
+    "an acquire may shorten a lease",
+    ("acquire",),
+    "deadline = math.max(deadline, now + ttl)",
+    "deadline = now + ttl",
+    "I4",
+)
+RENEWAL_SHORTENS = ScriptMutant(
+    "a renewal may shorten a lease",
+    ("renew",),
+    "deadline = math.max(deadline, now + tonumber(ARGV[2]))",
+    "deadline = now + tonumber(ARGV[2])",
+    "I4",
+)
+
 SCRIPT_MUTANTS = [
     ScriptMutant("ended tokens are granted", ("acquire",), "return {'over'}", "", "I6"),
-    ScriptMutant(
-        "an acquire may shorten a lease",
-        ("acquire",),
-        "deadline = math.max(deadline, now + ttl)",
-        "deadline = now + ttl",
-        "I4",
-    ),
-    ScriptMutant(
-        "a renewal may shorten a lease",
-        ("renew",),
-        "deadline = math.max(deadline, now + tonumber(ARGV[2]))",
-        "deadline = now + tonumber(ARGV[2])",
-        "I4",
-    ),
     ScriptMutant("anyone may release", ("release",), "local mine = holder == token", "local mine = holder", "I4"),
     ScriptMutant("anyone may renew", ("renew",), "field[1] ~= ARGV[1] or deadline <= now", "deadline <= now", "I4"),
     ScriptMutant(
@@ -144,7 +146,7 @@ def no_allowance_for_whole_milliseconds(monkeypatch):
     monkeypatch.setattr(protocol, "milliseconds", lambda seconds: original(seconds - 0.001))
 
 
-def acknowledgements_ignored(monkeypatch):
+def acknowledgements_ignored(monkeypatch):  # a rare interleaving shows it
     original = protocol.granted
 
     def granted(keys, token, terms, reply, **kwargs):
@@ -160,5 +162,4 @@ FLOW_MUTANTS = [
     (valid_from_the_answer, "I1|I7"),
     (no_allowance_for_skew, "I1|I7"),
     (no_allowance_for_whole_milliseconds, "I1|I7"),
-    (acknowledgements_ignored, "I1|I7"),
 ]
