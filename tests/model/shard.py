@@ -8,6 +8,8 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
+from redis.exceptions import NoScriptError
+
 from django_cluster_lock import scripts
 
 START = 4_000_000_000_000_000  # microseconds; far ahead of any server's clock, yet a fence of 2**53 is farther
@@ -130,6 +132,7 @@ class Shard:
         self.wakes = set()
         self.keys = {}
         self.texts = {s.sha: (s, framed((mutations or {}).get(s.name, s.text))) for s in known}
+        self._expiries = None  # by key, as the server told them; None once they may have changed
 
     @property
     def now(self):
@@ -141,6 +144,7 @@ class Shard:
 
     def look(self, keys):
         """The record as it is."""
+        self._expiries = None
         pipe = self._reading(self.connection.pipeline(transaction=True), keys)
         self.records[keys.record] = record = self._seen(*pipe.execute())
         return record
@@ -152,9 +156,8 @@ class Shard:
         names, args = command[3 : 3 + count], command[3 + count :]
         keys = self.keys[names[0]]
         before = self.records[keys.record]
-        pipe = self.connection.pipeline(transaction=False)
-        pipe.eval(text, count, *names, *args, self.micros)
-        (answer, writes, pushed), *seen = self._reading(pipe, keys).execute()
+        self._expiries = None
+        (answer, writes, pushed), *seen = self._evaluated(text, count, *names, *args, self.micros, keys=keys)
         self.records[keys.record] = after = self._seen(*seen)
         self.wakes.update(pushed)
         return keys, Ran(
@@ -165,19 +168,20 @@ class Shard:
         return self.connection.exists(wake)
 
     def pop(self, wake):
+        self._expiries = None
         return self.connection.lpop(wake)
 
     def move_time(self, micros):
         """Lets time pass and drops what expires; gives the locks whose records did, with these as they were."""
         self.micros += micros
-        volatile = self._volatile()
-        pipe = self.connection.pipeline(transaction=False)
-        for key in volatile:
-            pipe.execute_command("PEXPIRETIME", key)
-        due = [key for key, at in zip(volatile, pipe.execute(), strict=True) if 0 <= at < self.now]
-        for key in due:
-            self.connection.delete(key)
-        self._forget(due)
+        if self._expiries is None:
+            volatile = self._volatile()
+            self._expiries = dict(zip(volatile, self._expiry_of(volatile), strict=True))
+        due = [key for key, at in self._expiries.items() if 0 <= at < self.now]
+        if due:
+            self.connection.delete(*due)
+            self._forget(due)
+            self._expiries = None
         gone = [(self.keys[key], self.records[key]) for key in due if key in self.keys]
         for keys, _ in gone:
             self.look(keys)
@@ -185,10 +189,11 @@ class Shard:
 
     def copy(self):
         """What a replica has that stops following now."""
-        return [
-            (key, self.connection.dump(key), self.connection.execute_command("PEXPIRETIME", key))
-            for key in {key for keys in self.keys.values() for key in (keys.record, keys.index)}
-        ]
+        names = list({key for keys in self.keys.values() for key in (keys.record, keys.index)})
+        pipe = self.connection.pipeline(transaction=False)
+        for key in names:
+            pipe.dump(key)
+        return list(zip(names, pipe.execute(), self._expiry_of(names), strict=True))
 
     def restore(self, copy):
         """Makes a copy the shard's content, as a failover to that replica does. Pushes are lost."""
@@ -207,6 +212,25 @@ class Shard:
         indexes = {keys.index for keys in self.keys.values()}
         self.connection.delete(*self.keys, *indexes, *self.wakes)
         self.wakes.clear()
+
+    def _evaluated(self, text, *arguments, keys):
+        """The answers to a script and to the reading of its lock, in one round trip."""
+        pipe = self.connection.pipeline(transaction=False)
+        pipe.evalsha(_digest(text), *arguments)
+        answer, *seen = self._reading(pipe, keys).execute(raise_on_error=False)
+        if isinstance(answer, NoScriptError):  # not met yet, or forgotten for the sake of another test
+            pipe = self.connection.pipeline(transaction=False)
+            pipe.eval(text, *arguments)
+            return self._reading(pipe, keys).execute()
+        if errors := [each for each in (answer, *seen) if isinstance(each, Exception)]:
+            raise errors[0]
+        return answer, *seen
+
+    def _expiry_of(self, keys):
+        pipe = self.connection.pipeline(transaction=False)
+        for key in keys:
+            pipe.execute_command("PEXPIRETIME", key)
+        return pipe.execute()
 
     def _volatile(self):
         return [*self.keys, *self.wakes]
@@ -277,5 +301,6 @@ class FlightShard(Shard):
         return FlightRecord(fields, expires, score is not None, tuple(order), messages, listed is not None)
 
 
+@lru_cache(maxsize=256)
 def _digest(text):
     return hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
