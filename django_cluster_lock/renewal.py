@@ -119,7 +119,8 @@ class NodeRenewer:
     def __init__(self, renewer: Renewer, node: Node | None) -> None:
         self.thread: threading.Thread | None = None
         self._renewer, self._node = renewer, node
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # itself, since entering it by the condition takes longer
+        self._changed = threading.Condition(self._lock)
         self._due: dict[float, WeakSet[Job]] = {}
         self._wakes = math.inf
         self._asking: WeakSet[Job] = WeakSet()  # those sent here for once by the owner of their slot
@@ -133,7 +134,7 @@ class NodeRenewer:
     def schedule(self, job: Job, at: float, stretch: float = RESOLUTION, *, asking: bool = False) -> None:
         """Do a job then, or up to that many seconds earlier, together with what is due in the same stretch of time."""
         at = at // stretch * stretch
-        with self._changed:
+        with self._lock:
             if asking:
                 self._asking.add(job)
             due = self._due.get(at)
@@ -152,7 +153,7 @@ class NodeRenewer:
 
     def start(self) -> None:
         """Start the thread if there is none."""
-        with self._changed:
+        with self._lock:
             if self.thread is None:
                 self._start()
 
@@ -177,13 +178,13 @@ class NodeRenewer:
                     self._do(jobs)
                 del jobs  # a lease that is only waited for is not held
         finally:
-            with self._changed:
+            with self._lock:
                 if self.thread is threading.current_thread():  # and not one that was started since
                     self.thread = None
 
     def _next(self) -> list[Job] | None:
         """Wait until jobs are due and return them; None once there are none at all."""
-        with self._changed:
+        with self._lock:
             while True:
                 self._due = {at: jobs for at, jobs in self._due.items() if jobs}
                 if not self._due:
