@@ -203,7 +203,7 @@ def test_it_leaves_nothing_on_postgresql_either(run, database_settings):
     if "HOST" not in given:
         pytest.skip("no PostgreSQL: apt install postgresql")
     server = {"PGHOST": given["HOST"], "PGUSER": given["USER"], "DATABASE_URL": f"postgresql:///{given['NAME']}"}
-    code, output = run("demo", "--requests=400", "--calls=200", "--no-kill", **server)
+    code, output = run("demo", "--requests=60", "--calls=40", "--no-kill", **server)
     assert code == 0, output
     assert row(output, "tickets sold")[0] > 0 < row(output, "invoices made")[0]
     with psycopg.connect(host=given["HOST"], user=given["USER"], dbname=given["NAME"]) as connection:
