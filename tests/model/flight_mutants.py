@@ -23,6 +23,14 @@ AFTER_A_LATER_CALL = ScriptMutant(
     "F7",
     mode="rerun",
 )
+BEFORE_THOSE_LEFT_BEHIND = ScriptMutant(
+    "an arrival passes those left behind",
+    ("start",),
+    "(place == 0 or number(first[2]) < place)",
+    "false",
+    "F6",
+    mode="wait",
+)
 
 SCRIPT_MUTANTS = [
     ScriptMutant(
@@ -112,14 +120,6 @@ SCRIPT_MUTANTS = [
         "false",
         "F7",
         mode="rerun",
-    ),
-    ScriptMutant(
-        "an arrival passes those left behind",
-        ("start",),
-        "(place == 0 or number(first[2]) < place)",
-        "false",
-        "F6",
-        mode="wait",
     ),
     ScriptMutant("the sweep takes a held key", ("drain",), "if held then", "if false then", "F1", mode="wait"),
     ScriptMutant(

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.model.agents import Agent
-from tests.model.flight_mutants import AFTER_A_LATER_CALL, AFTER_ITS_COPY
+from tests.model.flight_mutants import AFTER_A_LATER_CALL, AFTER_ITS_COPY, BEFORE_THOSE_LEFT_BEHIND
 from tests.model.flights import FlightMachine
 from tests.model.ledger import Violation
 
@@ -87,6 +87,27 @@ def test_what_comes_late_does_not_run(scene, mode, happens, mutant):
         happens(as_it_is)
     with pytest.raises(Violation, match=mutant.breaks), scene(mode, mutant) as changed:
         happens(changed)
+
+
+def arrival_behind_what_a_dead_worker_left(scene):
+    scene.called()
+    run = scene.taken()
+    scene._step(run)
+    scene.called()
+    scene._kill(run, "before", host=True, noticed=False)
+    scene.let_time_pass(110_000)
+    scene.sent()
+    scene.goes_on(scene.taken())
+    scene.goes_on(scene.taken())
+    assert scene.runs() == [1, 2]
+
+
+def test_an_arrival_runs_after_those_left_behind(scene):
+    with scene("wait") as as_it_is:
+        arrival_behind_what_a_dead_worker_left(as_it_is)
+    mutant = BEFORE_THOSE_LEFT_BEHIND
+    with pytest.raises(Violation, match=mutant.breaks), scene("wait", mutant) as changed:
+        arrival_behind_what_a_dead_worker_left(changed)
 
 
 def test_a_message_that_has_met_its_running_copy_does_not_run_after_it(scene):
