@@ -173,7 +173,7 @@ def ask_members(routes: Routes, node: Node, written: int) -> Actions[tuple[int, 
     Args:
         written: an offset of the primary after the write in question.
     """
-    nodes = (node, *(member.node for member in routes.members(node)))
+    nodes = (node, *(routes.endpoint(member.node) for member in routes.members(node)))
     pauses = iter(ASK_AGAIN)
     while True:
         outcomes: list[Answer | NoAnswer] = yield SendAll([Send(each, [INFO], 0, 0) for each in nodes])

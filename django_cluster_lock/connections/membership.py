@@ -140,6 +140,12 @@ def addresses_of(line: Line, shards: object) -> frozenset[Address]:
     return frozenset((host.encode(), b"%d" % port) for host in hosts for port in ports)
 
 
+def endpoints_of(shards: object) -> dict[str, str]:
+    """Return by a node's id the host at which clients are to ask it, as far as CLUSTER SHARDS tells one."""
+    told = {node[b"id"].decode(): node.get(b"endpoint") for node in _nodes_told(shards)}
+    return {node_id: host.decode() for node_id, host in told.items() if host and host != b"?"}
+
+
 def _ids_by_shard(shards: object) -> Iterator[set[str]]:
     for shard in shards if isinstance(shards, list) else ():
         yield {told[b"id"].decode() for told in _nodes_told([shard])}

@@ -8,11 +8,18 @@ slots.
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from django_cluster_lock.actions import TRANSIENT, Address, Learning, Member, Node, Refusal
-from django_cluster_lock.connections.membership import Line, addresses_of, members_by_primary, parse_nodes
+from django_cluster_lock.connections.membership import (
+    Line,
+    addresses_of,
+    endpoints_of,
+    members_by_primary,
+    parse_nodes,
+)
 from django_cluster_lock.names import SLOTS
 
 Remap = Callable[[Node], Node]
@@ -43,6 +50,7 @@ class Topology:
         self._most_connected = 0  # replicas that a standalone server had at once so far
         self._all: tuple[Member, ...] = ()
         self._own_word: dict[Node, tuple[Member, ...]] = {}  # the members as a primary itself has told them
+        self._endpoints: dict[Node, Node] = {}  # where members are to be asked that have a name for it
         self._told_at: dict[Node, float] = {}
         self._required: dict[Node, int] = {}  # how many members a primary has told, and those found since
         self._listed: dict[Node, tuple[Address, ...]] = {}  # what was not recognized, and has been asked about
@@ -97,6 +105,10 @@ class Topology:
     def members(self, node: Node) -> tuple[Member, ...]:
         """Return the other members of a primary's shard."""
         return self._members.get(node, ())
+
+    def endpoint(self, node: Node) -> Node:
+        """Return where a member is to be asked: by its hostname if the cluster prefers those, as certificates may."""
+        return self._endpoints.get(node, node)
 
     def missing(self, node: Node, listed: Iterable[Address]) -> list[Member]:
         """Return the members of a primary's shard that none of the addresses belongs to."""
@@ -207,6 +219,7 @@ class Topology:
                 primaries[slot] = node
         self._primaries = primaries
         self._all = self._reachable(lines.values(), shards)
+        self._endpoints = self._preferred(lines, shards)
         self._replace_members(members, asked)
         served = {node_id: slot for node_id, slot in self._served.items() if node_id in lines}
         for slot, primary in owners.items():
@@ -219,6 +232,17 @@ class Topology:
         return tuple(
             Member(self._address(line.host or line.hostname, line.port), addresses_of(line, shards)) for line in lines
         )
+
+    def _preferred(self, lines: Mapping[str, Line], shards: object) -> dict[Node, Node]:
+        """Return where members are to be asked, unless several would be in one place: none may be counted twice."""
+        preferred = endpoints_of(shards)
+        told = {
+            self._address(host, line.port): self._address(preferred.get(line.id, host), line.port)
+            for line in lines.values()
+            if (host := line.host or line.hostname)
+        }
+        everywhere = Counter(told.values())
+        return {node: endpoint for node, endpoint in told.items() if endpoint != node and everywhere[endpoint] == 1}
 
     def _replace_members(self, members: dict[Node, tuple[Member, ...]], asked: Node) -> None:
         """Take over who belongs to which primary: what a node says of others adds to what they said of themselves."""

@@ -50,6 +50,28 @@ def test_slots_without_a_primary_have_none():
     assert topology.primary(8192) is None
 
 
+def shards_with(*endpoints):
+    """An answer to CLUSTER SHARDS of one shard: for each node its id and where clients are to ask it."""
+    return [[b"slots", [0, 16383], b"nodes", [[b"id", node, b"port", 7000, b"endpoint", at] for node, at in endpoints]]]
+
+
+def test_members_are_asked_where_clients_are_to_ask_them():
+    topology = Topology([A])
+    topology.learn([TWO, NODES, shards_with((b"a", b"a.example"), (b"c", b"c.example"), (b"d", b"?")), INFO], A)
+    assert topology.endpoint(C) == ("c.example", 7000)
+    assert topology.endpoint(("10.0.0.4", 7000)) == ("10.0.0.4", 7000)
+    assert C in [member.node for member in topology.members(A)], "it is the same member, whatever its name"
+
+
+def test_members_with_one_name_are_asked_by_their_addresses():
+    """One of them would be asked twice, and count for two."""
+    topology = Topology([A])
+    topology.learn([TWO, NODES, shards_with((b"c", b"redis"), (b"d", b"redis"), (b"b", b"10.0.0.5")), INFO], A)
+    assert topology.endpoint(C) == C
+    assert topology.endpoint(("10.0.0.4", 7000)) == ("10.0.0.4", 7000)
+    assert topology.endpoint(B) == B, "another node is there"
+
+
 @pytest.mark.parametrize("host", [b"", b"?", None])
 def test_a_node_that_does_not_tell_its_host_is_where_it_was_asked(host):
     topology = Topology([A])
