@@ -11,6 +11,7 @@ from celery.utils import uuid
 
 from tests.celery.workload import LATE, LOST, OVERDUE, PATIENCE, RETRIED, app, doom, join, late
 from tests.records import until
+from tests.workers import LEASE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefork")]
 
@@ -153,7 +154,7 @@ def test_the_first_that_is_parked_takes_over_from_one_that_is_terminated(flights
 
 
 def test_the_first_that_is_parked_takes_over_at_a_hard_time_limit(flights):
-    first = join.apply_async((flights.key,), {"gated": True}, time_limit=1)
+    first = join.apply_async((flights.key,), {"gated": True}, time_limit=LEASE)  # not before the other one is parked
     flights.until("start")
     second = awaited(join, flights)
     with pytest.raises(TimeLimitExceeded):
