@@ -97,7 +97,7 @@ async def work(number):
     async with cache_lock(f"own:{number}"):
         pass
 async def main():
-    ended = await asyncio.gather(*(work(number) for number in range(1500)), return_exceptions=True)
+    ended = await asyncio.gather(*(work(number) for number in range(500)), return_exceptions=True)
     say([each for each in ended if each], sockets() <= 3 * 64 + 20)
 asyncio.run(main())
 """
@@ -105,7 +105,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("crowd", [COLD_THREADS, COLD_COROUTINES], ids=["threads", "coroutines"])
 def test_a_crowd_in_a_new_process(locks, crowd):
-    with Program(SOCKETS + crowd, locks, first=LIMIT.format(1024)) as program:
+    with Program(SOCKETS + crowd, locks, first=LIMIT.format(300)) as program:
         assert program.hear(60) == "[] True"
         assert program.wait() == 0
 
