@@ -100,7 +100,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
                 if course.blocking and (rest := course.rest_after(outcome, value)):
                     outcome = outcome._replace(now=(yield Pause(rest)))
                 assert course.node is not None
-                if check is not None and is_outdated(routes, course.node, outcome.now):
+                if not call.script.reserved and is_outdated(routes, course.node, outcome.now):
                     yield from update(routes, course.node)
                 return replied(call, outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)
             if value.code == "READONLY" and course.node:
@@ -327,7 +327,8 @@ def exchange_all(batch: Batch, routes: Routes) -> Actions[Replies]:
         replies = yield from exchange_all(Batch([batch.calls[position] for position in again]), routes)
         results.update(zip(again, replies, strict=True))
     for node, outcome in answered.items():
-        if node and checks[node] and isinstance(outcome, Answer) and is_outdated(routes, node, outcome.now):
+        ends = all(batch.calls[position].script.reserved for position in by_node[node])
+        if node and not ends and isinstance(outcome, Answer) and is_outdated(routes, node, outcome.now):
             yield from update(routes, node)
     return [results[position] for position in range(len(batch.calls))]
 

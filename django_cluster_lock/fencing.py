@@ -94,9 +94,7 @@ def _result(grant: Grant, reply: Reply) -> Any:
     if reply.status == b"failed":
         raise LockError(name, f"the guarded script: {_shown(told)}")
     if reply.status == b"late":
-        raise StaleFence(
-            name, "a later one of the lease has overtaken it, from here or from where attach() took it over"
-        )
+        raise StaleFence(name, "a later one of the lease has overtaken it")
     if reply.status == b"stale" and told == b"0":
         raise StaleFence(name, "it is older than 3.5 days by the server's clock, and fences are not kept for ever")
     if reply.status == b"stale":

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Literal, TypeAlias, TypeVar
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 from django_cluster_lock import names, protocol, scripts, transactions
 from django_cluster_lock.aliases import Alias, aliases
 from django_cluster_lock.arguments import given_names, given_token, own_token, positive, wait_of
 from django_cluster_lock.conf import DEFAULT_ALIAS
-from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld
+from django_cluster_lock.errors import LockBusy, LockError, LockLost, LockNotHeld, LockUnavailable
 from django_cluster_lock.lease import Lease, Place, Rescue, letting_go
 from django_cluster_lock.names import Keys
 from django_cluster_lock.protocol import Call, Flow, Grant, Reply, Terms
@@ -31,6 +31,7 @@ class Unset:
 
 
 UNSET = Unset()
+_held_anywhere: WeakValueDictionary[tuple[str, bytes], Lease] = WeakValueDictionary()  # by alias and record
 Held: TypeAlias = tuple[ReferenceType["Holding"], ReferenceType[Lease]]  # a handle, and the first lease it holds
 current: ContextVar[tuple[Held, ...]] = ContextVar("django_cluster_lock_current", default=())
 os.register_at_fork(after_in_child=lambda: current.set(()))  # the leases stay with the parent
@@ -146,7 +147,7 @@ class Holding:
                 raise LockError(self.name, HELD_HERE)
             kept = {}
         missing = [keys for keys in locks if keys not in kept] if kept else locks
-        if wait and current.get():
+        if wait:
             self._refuse_if_held_here(missing, place)
         terms = self._terms()
         now = time.monotonic()
@@ -155,28 +156,26 @@ class Holding:
         grants: list[Grant] = []
         try:
             if len(missing) == 1:
-                own = new_token() if token is None else own_token(token)
+                own = new_token()
+                if token is not None:
+                    own, terms = own_token(token), terms.for_own_token()
                 rescue.asked[own] = missing[0]
                 flow = protocol.acquire(missing[0], own, terms, now=now, until=until, blocking=wait > 0)
                 grants = [(yield from flow)]
             elif missing:
                 flows = protocol.acquire_all(missing, new_token, terms, now=now, until=until, blocking=wait > 0)
                 grants = yield from rescue.watch(flows)
-        except LockError:  # its own errors leave nothing behind
+        except (LockBusy, LockUnavailable):  # the flow's own: they leave nothing behind
             rescue.disarm()
             raise
         self._hold(place, grants, terms, kept, scoped=scoped)
         rescue.disarm()
 
     def _refuse_if_held_here(self, locks: Iterable[Keys], place: Place) -> None:
-        """Raise a LockError if one of the locks is held here, by whatever handle: waiting for it would never end."""
-        handles = [handle for held, _ in current.get() if (handle := held()) and handle.alias == self.alias]
-        here = [lease for handle in handles for lease in handle._leases.get(place, ())]  # noqa: SLF001
-        held = {
-            lease.grant.keys for lease in here if not (lease.closed or lease.trouble()) and lease.pid == os.getpid()
-        }
+        """Raise a LockError if one of the locks is held here, by whatever handle and in whatever context."""
         for keys in locks:
-            if keys in held:
+            held = _held_anywhere.get((self.alias, keys.record))
+            if held and held.place == place and held.pid == os.getpid() and not held.closed and not held.trouble():
                 raise LockError(keys.name, HELD_HERE)
 
     def _acquiring_if_free(
@@ -270,7 +269,7 @@ class Holding:
         rescue = Rescue(self._alias.run)
         try:
             grants = yield from rescue.watch(protocol.attach_all(pairs, new_token, terms, now=now))
-        except LockError:  # its own errors leave nothing behind
+        except (LockBusy, LockUnavailable):  # the flow's own: they leave nothing behind
             rescue.disarm()
             raise
         self._hold(Place.here(), grants, terms, {})
@@ -312,6 +311,7 @@ class Holding:
             self._forget(place)
         self._leases[place] = leases
         for lease in own:
+            _held_anywhere[self.alias, lease.grant.keys.record] = lease
             if scoped:
                 lease.free_if_dropped(self._alias.run)
             if self.renew:

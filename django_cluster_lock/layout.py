@@ -31,10 +31,7 @@ FIRST_LOOK, LONGEST_LOOK, LEARNING_TAKES = 0.005, 0.05, 1.0
 
 
 def is_outdated(routes: Routes, node: Node, now: float) -> bool:
-    """Return whether a node that is asked about its replicas is to tell the layout anew.
-
-    Nobody is told of replicas that are added or forgotten.
-    """
+    """Return whether a node is to tell the layout anew: nobody is told of nodes that are added or forgotten."""
     return now - routes.told_at(node) >= LAYOUT_LASTS
 
 

@@ -164,13 +164,18 @@ def letting_go(leases: Sequence[Lease], *, patience: float) -> Flow[None]:
         lease.given_up = True
         lease.trouble(now)
     grants = [lease.grant for lease in leases]
-    deadline, valid_until = now + patience, min([lease.valid_until for lease in leases])
+    ends = [lease.valid_until for lease in leases]
+    times = {
+        "deadline": now + patience,
+        "valid_until": min(ends),
+        "lingers": max(max(ends) - now, 0.0) if leases[0].terms.lingers else 0.0,
+    }
     try:
         if len(grants) == 1:
-            released = yield from protocol.release(grants[0], deadline=deadline, valid_until=valid_until)
+            released = yield from protocol.release(grants[0], **times)
             failed: list[Grant | LockError] = [] if released else list(grants)
         else:
-            failed = yield from protocol.release_all(grants, deadline=deadline, valid_until=valid_until)
+            failed = yield from protocol.release_all(grants, **times)
     except (LockError, asyncio.CancelledError):  # what could be done is done
         for lease in leases:
             lease.close()
@@ -183,8 +188,8 @@ def letting_go(leases: Sequence[Lease], *, patience: float) -> Flow[None]:
     for failure in failed:
         if isinstance(failure, LockError):
             raise failure
-    for lease in leases:
-        if reason := lease.lost or ("Redis no longer knew its lease" if lease.grant in failed else ""):
+    for lease, grant in zip(leases, grants, strict=True):  # a renewal may have given the lease another meanwhile
+        if reason := lease.lost or ("Redis no longer knew its lease" if grant in failed else ""):
             raise LockLost(lease.name, reason)
 
 

@@ -52,7 +52,8 @@ class Lock(Fencing):
         """Acquire the lock, and return whether it was acquired; arguments default to the handle's.
 
         Args:
-            token: what is to identify the lease, unique among all leases ever; by default a random one.
+            token: what is to identify the lease, unique among all leases ever; by default a random one. After
+                LockUnavailable, whoever tries again with the token gets the lease if the first try did.
 
         Raises:
             LockUnavailable: Redis could not be asked. LockNotReplicated: too few replicas acknowledged.

@@ -40,12 +40,13 @@ class Terms:
         patience: seconds to try for where the caller sets no limit.
     """
 
-    __slots__ = ("alive", "owner", "patience", "replicas", "skew", "slice", "timeout", "ttl")
+    __slots__ = ("alive", "lingers", "owner", "patience", "replicas", "skew", "slice", "timeout", "ttl")
 
     def __init__(
         self, timeout: float, skew: float, replicas: int | None, owner: tuple[bytes, ...], patience: float
     ) -> None:
         self.timeout, self.skew, self.replicas, self.owner, self.patience = timeout, skew, replicas, owner, patience
+        self.lingers = True  # what is to be taken back is tried again without the caller
         self.slice = min(LONGEST_SLICE, timeout / 3)  # of a wait
         self.ttl = milliseconds(timeout + skew + 0.001)  # the scripts cut the server's clock off to whole ones
         self.alive = milliseconds(2 * self.slice)  # how long a waiter is believed to live after its last sign
@@ -53,6 +54,12 @@ class Terms:
     def lasting(self, timeout: float) -> "Terms":
         """The same terms for another length."""
         return Terms(timeout, self.skew, self.replicas, self.owner, self.patience)
+
+    def for_own_token(self) -> "Terms":
+        """Return the same terms for a token of the caller's own, with which he may ask again at any time."""
+        terms = self.lasting(self.timeout)
+        terms.lingers = False
+        return terms
 
 
 @dataclass(slots=True)
@@ -139,16 +146,18 @@ def acquire(
         LockBusy, LockTimeout: others hold or wait for it, and it was not to be waited for, or not that long.
         LockUnavailable, LockNotReplicated: its shard did not answer, or too few replicas acknowledged the lease.
     """
-    unanswered, short = False, None
+    unanswered, pending, short = False, False, None
     deadline = until if blocking else now + terms.patience
     waiter: Waiter | None = None
     try:
         call = attempt(keys, token, terms, now=now, deadline=deadline, queues=blocking)
         while True:
+            pending = True
             try:
                 reply: Reply = yield call
             except LockUnavailable as error:
                 raise told_by(error, keys, short) from None
+            pending = False
             unanswered = unanswered or reply.unanswered
             own = reply.status == b"own"
             late = own and reply.now >= reply.sent + terms.timeout  # its answer took longer than the lease lasts
@@ -172,9 +181,10 @@ def acquire(
     except GeneratorExit:
         raise
     except BaseException as error:
-        mark = unanswered or getattr(error, "unanswered", not isinstance(error, LockError))
+        # What comes from outside, be it a LockError, says nothing of the request under way.
+        mark = unanswered or (pending and getattr(error, "unanswered", True))
         with suppress(LockError):
-            yield give_up(keys, token, mark=mark, lingers=terms.timeout + terms.skew)
+            yield give_up(keys, token, mark=mark, lingers=terms.timeout + terms.skew if terms.lingers else 0.0)
         raise
     finally:
         if waiter:
@@ -249,29 +259,30 @@ def released(keys: Keys, token: bytes, *, mark: bool) -> tuple[bytes, ...]:
     return (token, b"1" if mark else b"0", keys.member, keys.index, keys.wake)
 
 
-def release(grant: Grant, *, deadline: float, valid_until: float) -> Flow[bool]:
+def release(grant: Grant, *, deadline: float, valid_until: float, lingers: float = 0.0) -> Flow[bool]:
     """Releases a lease; its lock goes to the first waiter in the same script.
 
-    Where no answer comes before the deadline it is tried again without the caller, for as long as the lease lasts.
+    Args:
+        lingers: for how many seconds it is tried again without the caller, if no answer comes before the deadline.
 
     Returns:
         Whether the lease was still the holder's. An answer "not owner" after an attempt that stayed without one
         means that the first attempt did it, if the lease was valid when it was sent.
     """
     try:
-        reply: Reply = yield releasing(grant, deadline=deadline, valid_until=valid_until)
-    except (LockError, GeneratorExit):
+        reply: Reply = yield releasing(grant, deadline, lingers)
+    except (LockUnavailable, GeneratorExit):
         raise
     except BaseException:  # interrupted: the request may not have gone out
         with suppress(LockError):
-            yield give_up(grant.keys, grant.token, mark=False)
+            yield give_up(grant.keys, grant.token, mark=False, lingers=lingers)
         raise
     return was_released(reply, valid_until)
 
 
-def releasing(grant: Grant, *, deadline: float, valid_until: float) -> Call:
+def releasing(grant: Grant, deadline: float, lingers: float) -> Call:
     args = released(grant.keys, grant.token, mark=grant.unanswered)
-    return Call(grant.keys, scripts.RELEASE, args, deadline, lingers=max(valid_until - deadline, 0.0))
+    return Call(grant.keys, scripts.RELEASE, args, deadline, lingers=lingers)
 
 
 def was_released(reply: Reply, valid_until: float) -> bool:
@@ -392,16 +403,22 @@ def keep_all(held: Sequence[Grant], terms: Terms) -> Flow[list[Grant]]:
     return kept
 
 
-def release_all(grants: Sequence[Grant], *, deadline: float, valid_until: float) -> Flow[list[Grant | LockError]]:
-    """Releases leases, all at once; what it returns was not the holder's any more, or could not be asked for."""
-    calls = [releasing(grant, deadline=deadline, valid_until=valid_until) for grant in grants]
+def release_all(
+    grants: Sequence[Grant], *, deadline: float, valid_until: float, lingers: float = 0.0
+) -> Flow[list[Grant | LockError]]:
+    """Releases leases, all at once, as `release` does one.
+
+    Returns:
+        Those that were not the holder's any more, and the errors for those that could not be asked for.
+    """
+    calls = [releasing(grant, deadline, lingers) for grant in grants]
     try:
         replies: Replies = yield Batch(calls)
     except GeneratorExit:
         raise
     except BaseException:  # interrupted: the requests may not have gone out
         with suppress(LockError):
-            yield Batch([give_up(grant.keys, grant.token, mark=False) for grant in grants])
+            yield Batch([give_up(grant.keys, grant.token, mark=False, lingers=lingers) for grant in grants])
         raise
     failed: list[Grant | LockError] = []
     for grant, reply in zip(grants, replies, strict=True):

@@ -203,6 +203,8 @@ class NodeRenewer:
         silence: NoAnswer | None = None
         for planned in batches_of(ready):
             batch = [job for job in planned if not is_over(job)]
+            if not batch:
+                continue
             # To a node that was silent just now the rest is not sent before the next attempt.
             results = [silence] * len(batch) if silence else self._ask(batch)
             silence = next((result for result in results if isinstance(result, NoAnswer)), None)
@@ -262,8 +264,12 @@ class NodeRenewer:
     ) -> None:
         """Go on with a job as its answer says."""
         now = time.monotonic()
-        if isinstance(result, Refusal) and self._is_sent_on(job, result, now):
-            return
+        try:
+            if isinstance(result, Refusal) and self._is_sent_on(job, result, now):
+                return
+        except Exception as error:  # of the user's address_remap
+            guarded(logger.exception, "lock.renewal_failed")
+            result = LockError(job.name, f"the renewal failed: {error!r}")
         try:
             if isinstance(result, LockError):
                 raise result

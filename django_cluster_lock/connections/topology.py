@@ -52,7 +52,6 @@ class Topology:
         self._own_word: dict[Node, tuple[Member, ...]] = {}  # the members as a primary itself has told them
         self._endpoints: dict[Node, Node] = {}  # where members are to be asked that have a name for it
         self._told_at: dict[Node, float] = {}
-        self._required: dict[Node, int] = {}  # how many members a primary has told, and those found since
         self._listed: dict[Node, tuple[Address, ...]] = {}  # what was not recognized, and has been asked about
         self._recognized: dict[tuple[Node, tuple[Address, ...]], bool] = {}
         self._suspects: dict[Node, int] = {}
@@ -70,7 +69,10 @@ class Topology:
 
     def required(self, node: Node) -> int | None:
         """Return how many other members the shard of a primary has; None until it has told that itself."""
-        return self._required.get(node) if self.is_cluster else self._most_connected
+        if not self.is_cluster:
+            return self._most_connected
+        members = self._members.get(node)  # once, since another thread may replace them
+        return None if members is None or node not in self._told_at else len(members)
 
     def told_at(self, node: Node) -> float:
         """Return when a node last told the layout."""
@@ -120,10 +122,6 @@ class Topology:
         new = [other for other in self._all if other.addresses & addresses and other not in members]
         if new and node in self._members:
             self._members = {**self._members, node: (*members, *new)}
-            self._count_required()
-
-    def _count_required(self) -> None:
-        self._required = {node: len(self._members[node]) for node in self._told_at if node in self._members}
 
     def warn_of_no_replicas(self, node: Node) -> None:
         """Log, once, that a lease under "auto" rests on one node alone."""
@@ -183,7 +181,6 @@ class Topology:
         if learned:
             self.is_cluster, self.refused = not alone, ""
             self._told_at = {**self._told_at, asked: now}
-            self._count_required()
             self._suspects = {node: count for node, count in self._suspects.items() if node != asked}
         return learned
 

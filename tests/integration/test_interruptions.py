@@ -171,13 +171,15 @@ def at_a_random_moment(use, within):
     """The frame that a signal's exception hit; None if it came too late."""
 
     def interrupt(*_):
-        raise Interrupted
+        if in_use:  # and not while this function cleans up
+            raise Interrupted
 
     before = signal.signal(signal.SIGALRM, interrupt)
+    in_use = True
     try:
         signal.setitimer(signal.ITIMER_REAL, max(random.random() * within, 1e-6))
         use()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        in_use = False
     except Interrupted as error:
         return hit_by(error.__traceback__)
     finally:

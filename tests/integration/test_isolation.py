@@ -239,6 +239,19 @@ def test_a_release_that_nobody_answered_is_told_later(shard, actor, record, monk
         until(lambda: not cache_lock(name, tag="a").locked())  # noqa: B023
 
 
+def test_but_not_with_a_token_of_ones_own(shard, actor, monkeypatch):
+    """Its caller may ask with it again, and then it would be taken from him."""
+    monkeypatch.setattr(Alias, "patience", 0.3)
+    held = cache_lock("a", timeout=3600)
+    assert actor.do(held, "acquire", token="own")
+    shard.proxy.harm(hanging())
+    with pytest.raises(LockUnavailable):
+        actor.do(held, "release")
+    assert not aliases["default"].renewer._cancels
+    shard.proxy.heal()
+    assert actor.do(cache_lock("a"), "acquire", token="own")
+
+
 def test_a_lease_that_is_not_renewed_makes_few_attempts_and_few_lines(shard, record, caplog):
     """Though each attempt fails at once."""
     held = [cache_lock(f"failing:{number}", tag="a") for number in range(20)]

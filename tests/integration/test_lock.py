@@ -1,6 +1,7 @@
 """The handle on every server: both faces, waiting, several names, renewal and loss."""
 
 import asyncio
+import contextvars
 import time
 
 import pytest
@@ -38,6 +39,15 @@ def test_fences_grow():
 def test_waiting_for_itself_is_refused():
     with cache_lock("a"), pytest.raises(LockError, match="held right here already"):
         cache_lock("a").acquire()
+
+
+def test_waiting_for_itself_is_refused_in_whatever_context():
+    """As where asgiref runs two tasks' blocking code in one thread."""
+    lock = cache_lock("a")
+    contextvars.copy_context().run(lock.acquire)
+    with pytest.raises(LockError, match="held right here already"):
+        cache_lock("a").acquire()
+    lock.release()
 
 
 def test_a_token_of_any_bytes_can_be_handed_on():

@@ -951,12 +951,23 @@ def test_a_layout_that_grew_old_is_learnt_anew(call):
     assert cluster.routes.required(A) == 2
 
 
-@pytest.mark.parametrize("call", [calling(replicas=0), Batch([calling(replicas=0)])], ids=["call", "batch"])
-def test_an_old_layout_is_good_enough_where_no_replica_counts(call):
-    cluster = Cluster([OWN])
+RELEASING = calling(script=scripts.RELEASE, replicas=0)
+
+
+@pytest.mark.parametrize("call", [RELEASING, Batch([RELEASING])], ids=["call", "batch"])
+def test_who_ends_a_lease_is_not_kept_waiting_for_the_layout(call):
+    cluster = Cluster([b"released"])
     cluster.now += layout.LAYOUT_LASTS
     cluster.carry(call)
     assert cluster.layouts == []
+
+
+@pytest.mark.parametrize("call", [calling(replicas=0), Batch([calling(replicas=0)])], ids=["call", "batch"])
+def test_an_old_layout_is_learnt_anew_where_no_replica_counts_too(call):
+    cluster = Cluster([OWN])
+    cluster.now += layout.LAYOUT_LASTS
+    cluster.carry(call)
+    assert cluster.layouts == [A]
 
 
 def test_a_layout_is_not_asked_for_past_the_deadline():

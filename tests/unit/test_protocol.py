@@ -258,6 +258,21 @@ def test_a_cancel_that_fails_hides_nothing():
     assert len(played.cancels) == 1
 
 
+def test_an_error_from_outside_says_nothing_of_the_request_under_way():
+    """As a handler of signals may raise LockLost for another lock."""
+    played = acquiring(LockLost("other", "its time ended"), said(b"not owner"))
+    assert type(played.error) is LockLost
+    assert played.cancels == [(b"T", b"1")]
+
+
+def test_what_has_a_token_of_its_callers_own_is_not_taken_back_behind_his_back():
+    """He may have asked with it again meanwhile."""
+    for terms, lingers in ((TERMS, True), (TERMS.for_own_token(), False)):
+        flow = protocol.acquire(LOCK, b"T", terms, now=0.0, until=1.0, blocking=True)
+        (cancel,) = Played(flow, unavailable(unanswered=True), said(b"not owner")).calls[1:]
+        assert bool(cancel.lingers) is lingers
+
+
 # Keeping and giving up
 
 GRANT = protocol.Grant(LOCK, b"T", 7, 9.0, unanswered=False)
@@ -292,6 +307,12 @@ def test_an_interrupted_release_is_asked_for_once_more(interruption):
     assert type(played.error) is interruption
     assert len(played.cancels) == 2
     assert played.calls[-1].once
+
+
+def test_so_is_one_that_an_error_for_another_lock_interrupted():
+    played = Played(protocol.release(GRANT, deadline=2.0, valid_until=9.0), LockLost("other", ""), said(b"released"))
+    assert type(played.error) is LockLost
+    assert len(played.cancels) == 2
 
 
 def test_a_release_that_got_no_answer_is_not_asked_for_again():

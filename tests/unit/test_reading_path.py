@@ -46,6 +46,6 @@ PATH = [
 ]
 
 
-def test_from_cache_lock_to_the_script_in_645_lines():
+def test_from_cache_lock_to_the_script_in_660_lines():
     texts = [*map(inspect.getsource, PATH), ACQUIRE.text.decode()]
-    assert sum(bool(line.strip()) for text in texts for line in text.splitlines()) <= 645
+    assert sum(bool(line.strip()) for text in texts for line in text.splitlines()) <= 660

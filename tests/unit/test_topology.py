@@ -175,3 +175,19 @@ def test_an_answer_that_tells_nothing_leaves_what_is_known(values, refused):
     assert not topology.learn(values, B)
     assert topology.primaries() == [A, B]
     assert topology.refused == refused
+
+
+def test_as_many_are_required_as_are_recognized(monkeypatch):
+    """At every moment, since other threads ask while one learns."""
+    topology = Topology([A])
+    topology.learn([TWO, NODES, OLD, INFO], A)
+    replace, seen = Topology._replace_members, []
+
+    def replace_and_look(self, *args):
+        replace(self, *args)
+        seen.append((self.required(A), len(self.members(A))))
+
+    monkeypatch.setattr(Topology, "_replace_members", replace_and_look)
+    one_more = NODES + b"f 10.0.0.7:7000@17000 slave a 0 0 3 connected\n"
+    assert topology.learn([TWO, one_more, OLD, INFO], A)
+    assert seen == [(3, 3)]
