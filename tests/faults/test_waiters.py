@@ -72,9 +72,9 @@ def test_the_hand_over_and_all_after_it(proxy, holder, actor, record, close):
     holder.free()
     with pytest.raises(LockUnavailable):
         got.result(10)
+    until(record.cancelled)  # at once, or by the renewer where the caller's time did not suffice
     assert record.holder() is None
     assert not record.waiters()
-    assert record.cancelled()
 
 
 @each_fault
