@@ -100,6 +100,7 @@ def exchange(call: Call, routes: Routes, outcome: Answer | NoAnswer | Awake | No
                 if course.blocking and (rest := course.rest_after(outcome, value)):
                     outcome = outcome._replace(now=(yield Pause(rest)))
                 assert course.node is not None
+                # Not after the end of a lease: whoever frees a lock should not wait for the layout.
                 if not call.script.reserved and is_outdated(routes, course.node, outcome.now):
                     yield from update(routes, course.node)
                 return replied(call, outcome, value, acknowledged, course.first_sent, unanswered=course.unanswered)

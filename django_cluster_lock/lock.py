@@ -72,8 +72,8 @@ class Lock(Fencing):
         Raises:
             LockNotHeld: nothing is held here.
             LockLost: the lease had ended before.
-            LockUnavailable: Redis could not be told. It is told again later; the lock comes free then, or when the
-                lease ends.
+            LockUnavailable: Redis could not be told. It is told again later, unless the token is the caller's own; the
+                lock comes free then, or when the lease ends.
         """
         try:
             self._run(self._releasing())

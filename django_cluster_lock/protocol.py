@@ -281,6 +281,7 @@ def release(grant: Grant, *, deadline: float, valid_until: float, lingers: float
 
 
 def releasing(grant: Grant, deadline: float, lingers: float) -> Call:
+    """Return the call that releases a lease; see `release`."""
     args = released(grant.keys, grant.token, mark=grant.unanswered)
     return Call(grant.keys, scripts.RELEASE, args, deadline, lingers=lingers)
 

@@ -49,8 +49,9 @@ def test_a_mapping_of_addresses_that_fails_costs_no_lease_its_renewal():
 def test_nobody_is_asked_for_leases_that_were_given_up_meanwhile():
     held = lease()
     held.valid_until = held.hold_until = time.monotonic() + 600
-    renewer = Renewer(Topology([("10.0.0.1", 7000)]), lambda _: pytest.fail("there is nothing to ask"))
-    node = NodeRenewer(renewer, None)
+    here = ("10.0.0.1", 7000)
+    renewer = Renewer(Topology([here]), lambda _: pytest.fail("there is nothing to ask"))
+    node = NodeRenewer(renewer, here)
     node._is_ready = lambda job, now, lost: not job.close()
     node._do([held])
 
